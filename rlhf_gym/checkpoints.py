@@ -1,0 +1,114 @@
+"""Networks new and on disk: the untrained agent, a round's checkpoint, the state in the middle of a phase.
+
+Files hold tensors, numbers and strings alone, so that reading one never runs code (`weights_only=True`).
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rlhf_gym import config as cfg
+from rlhf_gym import envs, store
+from rlhf_gym.config import Config, UserError
+from rlhf_gym.envs import EnvInfo, Envs
+from rlhf_gym.train import Agent, RewardModel, rollout, seed_from
+
+PHASE_SEED = {"start": 0, "train_reward": 1, "train_agent": 2, "collect": 3, "record": 4}
+
+
+def pick_device(config: Config, info: EnvInfo) -> torch.device:
+    """The device asked for; auto means a GPU for images and the CPU, one thread, for vectors (it is faster)."""
+    torch.set_num_threads(torch.get_num_threads() if info.image else 1)
+    if config.device != "auto":
+        available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+        if not available[config.device]:
+            raise UserError(f"--device {config.device} is not on this machine: use --device auto or cpu.")
+        return torch.device(config.device)
+    return torch.device("cuda" if info.image and torch.cuda.is_available() else "cpu")
+
+
+def new_agent(info: EnvInfo, config: Config, device: torch.device) -> Agent:
+    """An untrained agent; where observations are normalised, by the statistics of its own first steps."""
+    torch.manual_seed(seed_from(config.seed, PHASE_SEED["start"]))
+    agent = Agent(info, config).to(device)
+    if agent.normalizer is not None:
+        vec = Envs(config, config.num_envs, (config.seed, PHASE_SEED["start"]))
+        generator = torch.Generator(device).manual_seed(seed_from(config.seed, PHASE_SEED["start"]))
+        roll, _, _ = rollout(agent, vec, vec.reset(), config, generator, device)
+        agent.normalizer.update(roll.obs.flatten(0, 1))
+        vec.close()
+    return agent
+
+
+def new_reward_model(info: EnvInfo, config: Config, device: torch.device, round: int) -> RewardModel:
+    torch.manual_seed(seed_from(config.seed, round, PHASE_SEED["train_reward"]))
+    model = RewardModel(info, config).to(device)
+    model.regions = envs.score_regions(config)
+    return model
+
+
+def read_info(values: dict[str, Any]) -> EnvInfo:
+    """An EnvInfo from JSON, which knows no tuples."""
+    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    return EnvInfo(**fields)
+
+
+def save_state(path: Path, state: dict[str, Any]) -> None:
+    """Writes nested dicts of tensors, numbers and strings; atomic and durable."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    store.write_atomic(path, buffer.getvalue())
+
+
+def load_state(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Reads what save_state wrote; raises UserError where the file is missing, torn or no checkpoint."""
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        raise UserError(f"Checkpoint {path} cannot be read ({str(error).splitlines()[0]}).") from None
+    if not isinstance(state, dict):
+        raise UserError(f"{path} is no checkpoint of rlhf-gym.")
+    return state
+
+
+@dataclass
+class Snapshot:
+    """A round's checkpoint: the agent, the reward model (none for the untrained agent), and what made them."""
+
+    agent: Agent
+    reward: RewardModel | None
+    config: Config
+    info: EnvInfo
+    round: int
+    last_label_id: int = 0  # the newest label row the reward model has seen
+    global_step: int = 0  # steps of training behind the agent, over all rounds
+
+    def save(self, path: Path) -> None:
+        meta: dict[str, Any] = {
+            "round": self.round,
+            "last_label_id": self.last_label_id,
+            "global_step": self.global_step,
+        }
+        meta |= {"config": cfg.to_json(self.config), "info": asdict(self.info)}
+        reward = self.reward.state_dict() if self.reward is not None else {}
+        save_state(path, {"agent": self.agent.state_dict(), "reward": reward, "meta": json.dumps(meta)})
+
+    @staticmethod
+    def load(path: Path, device: torch.device | str = "cpu") -> Snapshot:
+        state = load_state(path, device)
+        meta = json.loads(state["meta"])
+        config, info = cfg.from_json(meta["config"]), read_info(meta["info"])
+        agent, reward = Agent(info, config).to(device), None
+        agent.load_state_dict(state["agent"])
+        if state["reward"]:
+            reward = new_reward_model(info, config, torch.device(device), meta["round"])
+            reward.load_state_dict(state["reward"])
+            reward.eval()
+        return Snapshot(agent, reward, config, info, meta["round"], meta["last_label_id"], meta["global_step"])

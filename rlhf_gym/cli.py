@@ -1,0 +1,460 @@
+"""The commands: `rlhf-gym run CartPole-v1` and its siblings. Each imports what is slow itself."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+from tyro.conf import OmitArgPrefixes
+
+from rlhf_gym import __version__
+from rlhf_gym.config import Config, Settings, UserError, changed, resolve
+
+if TYPE_CHECKING:
+    from rlhf_gym.checkpoints import Snapshot
+    from rlhf_gym.envs import EnvInfo
+    from rlhf_gym.store import Session
+    from webui.server import Server
+
+
+@dataclass(frozen=True)
+class DataDir:
+    data_dir: Path = Path("data")
+    """Directory that holds the sessions."""
+
+
+@dataclass(frozen=True)
+class Access:
+    host: str = "127.0.0.1"
+    """Address the pages are served on; anything but 127.0.0.1 lets other machines in (they need the token)."""
+    port: int = 0
+    """Port of the pages; 0 means 8000 or the next that is free."""
+    browser: bool = True
+    """Open the browser, where there is a display."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """Start a new session: watch pairs of clips in the browser, say which is better, get an agent you like."""
+
+    env_id: tyro.conf.Positional[str]
+    """Gymnasium id, e.g. CartPole-v1, ALE/Pong-v5, or package.module:MyEnv-v0 for your own."""
+    session: str | None = None
+    """Name of the session (default: cartpole-1, cartpole-2, ...); one that exists goes on."""
+    settings: OmitArgPrefixes[Settings] = field(default_factory=Settings)
+    access: OmitArgPrefixes[Access] = field(default_factory=Access)
+    where: OmitArgPrefixes[DataDir] = field(default_factory=DataDir)
+
+
+@dataclass(frozen=True)
+class Resume:
+    """Go on with a session where it stopped, whatever stopped it. Settings given here change from now on."""
+
+    session: tyro.conf.Positional[str]
+    """Name of the session."""
+    settings: OmitArgPrefixes[Settings] = field(default_factory=Settings)
+    access: OmitArgPrefixes[Access] = field(default_factory=Access)
+    where: OmitArgPrefixes[DataDir] = field(default_factory=DataDir)
+
+
+@dataclass(frozen=True)
+class List:
+    """List the sessions: environment, round, phase, labels, true return, disk use."""
+
+    json: bool = False
+    """Print one JSON object."""
+    where: OmitArgPrefixes[DataDir] = field(default_factory=DataDir)
+
+
+@dataclass(frozen=True)
+class Serve:
+    """Serve the pages alone, over all sessions in the data directory."""
+
+    access: OmitArgPrefixes[Access] = field(default_factory=Access)
+    where: OmitArgPrefixes[DataDir] = field(default_factory=DataDir)
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Render the agent playing, write an mp4, say where, and open it."""
+
+    session: tyro.conf.Positional[str]
+    """Name of the session."""
+    round: int | None = None
+    """Round of the agent (default: the newest; -1: the untrained one)."""
+    episodes: int = 1
+    """Episodes, one after another."""
+    open: bool = True
+    """Open the video, where there is a display."""
+    where: OmitArgPrefixes[DataDir] = field(default_factory=DataDir)
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Play whole episodes and report the true return."""
+
+    session: tyro.conf.Positional[str]
+    """Name of the session."""
+    round: int | None = None
+    """Round of the agent (default: the newest; -1: the untrained one)."""
+    episodes: int = 100
+    """Episodes to play."""
+    score: str = ""
+    """MODULE:FUNCTION with score(episode) -> float: reported as well."""
+    greedy: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = False
+    """Take the likeliest actions (the default everywhere but on Atari)."""
+    sampled: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = False
+    """Draw actions as in training (the default on Atari, where a greedy agent gets stuck)."""
+    json: bool = False
+    """Print one JSON object."""
+    where: OmitArgPrefixes[DataDir] = field(default_factory=DataDir)
+
+
+@dataclass(frozen=True)
+class Doctor:
+    """Say what this machine has: GPU, rendering, codecs, disk, extras, speed."""
+
+    json: bool = False
+    """Print one JSON object."""
+    where: OmitArgPrefixes[DataDir] = field(default_factory=DataDir)
+
+
+Command = Run | Resume | List | Serve | Watch | Evaluate | Doctor
+
+
+def main() -> None:
+    """Entry point of `rlhf-gym`."""
+    sys.exit(run_command(sys.argv[1:]))
+
+
+def run_command(args: list[str]) -> int:
+    """Parses and runs one command. Returns the exit status; a user's mistake is one line on stderr."""
+    if args in (["--version"], ["-V"]):
+        print(f"rlhf-gym {__version__}")
+        return 0
+    command = parse(args, Command, "rlhf-gym", "Teach an agent by taste: compare pairs of clips in your browser.")
+    try:
+        match command:
+            case Run():
+                return run_session(command, args)
+            case Resume():
+                return resume_session(command, args)
+            case List():
+                return list_sessions(command)
+            case Serve():
+                return serve(command)
+            case Watch():
+                return watch(command)
+            case Evaluate():
+                return evaluate(command)
+            case Doctor():
+                return doctor(command)
+    except UserError as error:
+        print(f"rlhf-gym: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    raise AssertionError(command)
+
+
+# ---------------------------------------------------------------------------------------------- arguments
+
+
+def parse(args: list[str], into: Any, prog: str, description: str) -> Any:
+    """Parses arguments with tyro; a dict setting is written as JSON."""
+    registry = tyro.constructors.ConstructorRegistry()
+
+    @registry.primitive_rule
+    def json_rule(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec[Any] | None:
+        if info.type_origin is not dict:
+            return None
+        return tyro.constructors.PrimitiveConstructorSpec(
+            nargs=1,
+            metavar="JSON",
+            instance_from_str=lambda values: json_or_text(values[0]),
+            is_instance=lambda value: isinstance(value, dict | str),
+            str_from_instance=lambda value: [json.dumps(value)],
+        )
+
+    return tyro.cli(into, args=args, prog=prog, description=description, registry=registry)
+
+
+def json_or_text(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text  # `config.validate` says what is wrong with it
+
+
+def explicit(settings: Settings, args: list[str]) -> dict[str, Any]:
+    """The settings that were given on the command line: only they win over presets and saved values."""
+    given = {a.split("=")[0].removeprefix("--").removeprefix("no-").replace("-", "_") for a in args if a[:2] == "--"}
+    names = {f.name for f in dataclasses.fields(Settings)}
+    return {name: getattr(settings, name) for name in sorted(given & names)}
+
+
+# ---------------------------------------------------------------------------------------------- run and resume
+
+
+def run_session(command: Run, args: list[str]) -> int:
+    from rlhf_gym import envs, store
+
+    data_dir, given = command.where.data_dir, explicit(command.settings, args)
+    if command.session is not None and (data_dir / store.check_name(command.session) / "config.json").exists():
+        return go_on(command.session, {"env_id": command.env_id, **given}, command.access, data_dir)
+    probe = Config(**{"env_id": command.env_id, **given})
+    info = envs.describe(probe)
+    config = resolve({"env_id": command.env_id, **given}, info.kind)
+    check(config)
+    name = command.session or store.new_name(data_dir, command.env_id)
+    session = store.create_session(
+        data_dir, name, config, info=dataclasses.asdict(info), versions=versions(), git=git_revision()
+    )
+    say(f"Session {name} in {session.path}")
+    return run_loop(session, config, info, command.access)
+
+
+def resume_session(command: Resume, args: list[str]) -> int:
+    return go_on(command.session, explicit(command.settings, args), command.access, command.where.data_dir)
+
+
+def go_on(name: str, given: dict[str, Any], access: Access, data_dir: Path) -> int:
+    """Opens a session and runs it on, with changed settings saved and told."""
+    from rlhf_gym import envs, store
+
+    session = store.open_session(data_dir, name)
+    config, changes = changed(session.config, given)
+    check(config)
+    info = envs.describe(config)
+    if session.running():
+        with session.lock():  # says who runs it
+            pass
+    if changes:
+        session.write_config(config)
+        for setting, (before, after) in changes.items():
+            say(f"{setting}: {before!r} -> {after!r}")
+    return run_loop(session, config, info, access)
+
+
+def check(config: Config) -> None:
+    """What can be known to go wrong before a round's work: the score function, rendering."""
+    from rlhf_gym import envs, labelers
+
+    labelers.load_score(config.score)
+    if config.labeler == "human" or config.render:
+        envs.require_render(config)
+
+
+def run_loop(session: Session, config: Config, info: EnvInfo, access: Access) -> int:
+    """Serves the pages (for a human) and runs the loop in this thread until it is done or interrupted."""
+    from rich.console import Console
+
+    human = config.labeler == "human"
+    server = start_server(session.path.parent, access, session.name) if human else None
+    console = Console(stderr=True)
+    try:
+        from rlhf_gym import loop  # torch, after the page is up
+        from rlhf_gym.monitor import Monitor
+
+        loop.run(session, config, info, Monitor(session, console))
+        if server is not None:
+            say(f"All {config.rounds} rounds are done. The pages stay up until Ctrl-C.")
+            wait_for_interrupt()
+    except KeyboardInterrupt:
+        say(f"\nStopped; nothing is lost. Go on with: rlhf-gym resume {session.name}{data_dir_flag(session)}")
+        if not human:
+            return 130
+    finally:
+        if server is not None:
+            server.stop()
+    return 0
+
+
+def data_dir_flag(session: Session) -> str:
+    return "" if session.path.parent == Path("data") else f" --data-dir {session.path.parent}"
+
+
+def start_server(data_dir: Path, access: Access, session: str | None) -> Server:
+    """Serves the pages from a thread, says where, and opens the browser."""
+    from webui.server import Server, open_browser
+
+    server = Server(data_dir, host=access.host, port=access.port or None)
+    server.start()
+    say(f"Open {server.page(session)}")
+    if access.browser:
+        open_browser(server.page(session))
+    return server
+
+
+def wait_for_interrupt() -> None:
+    while True:
+        time.sleep(3600)
+
+
+def versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    names = ("rlhf-gym", "torch", "gymnasium", "ale-py", "numpy")
+    found = {"python": sys.version.split()[0]}
+    for name in names:
+        try:
+            found[name] = version(name)
+        except ModuleNotFoundError:
+            found[name] = __version__ if name == "rlhf-gym" else "missing"
+    return found
+
+
+def git_revision() -> str | None:
+    """Of the checkout this runs from, if it is one."""
+    here = Path(__file__).parent.parent
+    if not (here / ".git").exists():
+        return None
+    command = ["git", "-C", str(here), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=5).stdout.strip() or None
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+
+
+# ---------------------------------------------------------------------------------------------- the others
+
+
+def list_sessions(command: List) -> int:
+    from rlhf_gym import store
+
+    data_dir = command.where.data_dir
+    sessions = [store.open_session(data_dir, n).summary() for n in store.session_names(data_dir)]
+    if command.json:
+        print(json.dumps({"sessions": sessions}, allow_nan=False))
+        return 0
+    if not sessions:
+        print(f"No sessions in {data_dir}/. Start one: rlhf-gym run CartPole-v1")
+        return 0
+    print_table(sessions)
+    return 0
+
+
+def print_table(sessions: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, header_style="bold")
+    for column in ("session", "environment", "round", "phase", "labels", "true return", "last activity", "disk"):
+        table.add_column(column)
+    for s in sessions:
+        returns = " → ".join(f"{r['mean']:.4g}" for r in s["true_returns"][-4:])
+        phase = s["phase"] if s["running"] or s["phase"] == "finished" else f"{s['phase']} (paused)"
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(s["last_activity"]))
+        disk = f"{s['disk_bytes'] / 1e6:.0f} MB"
+        table.add_row(s["name"], s["env_id"], str(s["round"]), phase, str(s["labels"]), returns, when, disk)
+    Console().print(table)
+
+
+def serve(command: Serve) -> int:
+    server = start_server(command.where.data_dir, command.access, None)
+    try:
+        wait_for_interrupt()
+    finally:
+        server.stop()
+    return 0
+
+
+def open_snapshot(data_dir: Path, name: str, number: int | None) -> tuple[Session, Snapshot]:
+    from rlhf_gym import store
+    from rlhf_gym.checkpoints import Snapshot
+
+    session = store.open_session(data_dir, name)
+    return session, Snapshot.load(session.checkpoint(session.resolve_round(number)))
+
+
+def watch(command: Watch) -> int:
+    from rich.progress import Progress
+
+    from rlhf_gym.store import round_name
+
+    if command.episodes < 1:
+        raise UserError(f"--episodes {command.episodes} is too few: watch at least 1.")
+    session, snapshot = open_snapshot(command.where.data_dir, command.session, command.round)
+    from rlhf_gym.evaluate import record_video
+
+    path = session.path / "videos" / f"watch-{round_name(snapshot.round)}.mp4"
+    with Progress(transient=True, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task("playing", total=None)
+        record_video(
+            snapshot.agent, snapshot.config, snapshot.info, path, episodes=command.episodes,
+            report=lambda done, total: bar.update(task, completed=done, total=total),
+        )  # fmt: skip
+    print(path)
+    if command.open:
+        open_file(path)
+    return 0
+
+
+def open_file(path: Path) -> None:
+    """Opens a file with the desktop's own program, where there is a display."""
+    if sys.platform == "darwin":
+        subprocess.Popen(["open", str(path)])
+    elif sys.platform == "win32":
+        os.startfile(path)
+    elif os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"):
+        subprocess.Popen(["xdg-open", str(path)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def evaluate(command: Evaluate) -> int:
+    if command.greedy and command.sampled:
+        raise UserError("--greedy and --sampled exclude each other: give one of them.")
+    if not 1 <= command.episodes <= 1_000_000:
+        raise UserError(f"--episodes {command.episodes} is out of range: give a number from 1 to 1,000,000.")
+    from rich.progress import Progress
+
+    from rlhf_gym.labelers import load_score
+
+    score = load_score(command.score) if command.score else None
+    _session, snapshot = open_snapshot(command.where.data_dir, command.session, command.round)
+    from rlhf_gym.evaluate import evaluate as evaluate_agent
+
+    greedy = True if command.greedy else False if command.sampled else None
+    config = dataclasses.replace(snapshot.config, score=command.score)
+    with Progress(transient=True, disable=command.json or not sys.stderr.isatty()) as bar:
+        task = bar.add_task("playing", total=command.episodes)
+        result = evaluate_agent(
+            snapshot.agent, config, snapshot.info, snapshot.round, command.episodes, greedy=greedy, score=score,
+            report=lambda done, total: bar.update(task, completed=done),
+        )  # fmt: skip
+    if command.json:
+        print(json.dumps(result, allow_nan=False))
+        return 0
+    how = "likeliest actions" if result["greedy"] else "sampled actions"
+    true = (
+        "no true reward (NaN)" if result["mean"] is None else f"true return {result['mean']:.2f} ± {result['std']:.2f}"
+    )
+    length = f"{result['episodes']} episodes of {result['mean_length']:.0f} steps"
+    print(f"round {result['round']}: {true} over {length}, {how}")
+    if result["min"] is not None:
+        print(f"min {result['min']:.2f}, max {result['max']:.2f}")
+    if score is not None:
+        print(f"score {result['score_mean']:.4g} ± {result['score_std']:.4g}")
+    if result["capped"]:
+        print(f"{result['capped']} episodes were cut short at the step cap.")
+    return 0
+
+
+def doctor(command: Doctor) -> int:
+    from rlhf_gym import doctor as machine
+
+    report = machine.report(command.where.data_dir)
+    print(json.dumps(report, allow_nan=False) if command.json else machine.render(report))
+    return 0 if report["healthy"] else 1
+
+
+def say(text: str) -> None:
+    """Messages go to stderr: stdout belongs to results."""
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,400 @@
+"""The collect phase: act, cut segments, choose pairs, write clips.
+
+An episode is a seed and its actions, so only the chosen clips are rendered, by playing them again. Where an
+environment does not repeat itself, candidates are filmed while they are played.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from rlhf_gym.checkpoints import PHASE_SEED, Snapshot
+from rlhf_gym.config import Config, UserError
+from rlhf_gym.envs import EnvInfo, Envs, Step, Twin
+from rlhf_gym.segments import Segment, save_segment
+from rlhf_gym.store import Pair, Session, finite, write_atomic
+from rlhf_gym.train import REFERENCE_STEPS, Agent, RewardModel, seed_from
+
+MAX_SHOWN_FPS = 30.0  # more frames cost rendering time and memory, and nobody judges better for them
+MAX_SIDE = 480  # pixels of a clip's longer side
+MAX_SHEET_PIXELS = 12_000_000  # of one sprite sheet: 48 MB once the browser has decoded it
+CANDIDATE_PAIRS = 10  # candidate pairs per pair chosen by disagreement
+
+Report = Callable[[int, int], None]
+
+
+@dataclass
+class Candidate:
+    """A segment and how to play it again: reset with `seed`, then `prefix`, then the segment's own actions."""
+
+    segment: Segment
+    seed: int
+    prefix: list[np.ndarray]  # the episode's actions before the segment
+    resets: dict[int, int]  # with hidden episode ends: a new episode with this seed begins at this step
+    sheet: Sheet | None = None
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A sprite sheet: frame i stands at column i % columns, row i // columns."""
+
+    png: bytes
+    frame_width: int
+    frame_height: int
+    columns: int
+    frames: int
+
+
+# ---------------------------------------------------------------------------------------------- frames
+
+
+def clip_steps(config: Config, info: EnvInfo, longer: float = 1.0) -> int:
+    """Steps of a clip: clip_seconds at the environment's own speed, at most its time limit."""
+    steps = max(2, round(config.clip_seconds * longer * info.fps))
+    return min(steps, info.max_episode_steps or steps)
+
+
+def shown_stride(fps: float) -> int:
+    """Every how many steps a frame is shown."""
+    return max(1, round(fps / MAX_SHOWN_FPS))
+
+
+def make_sheet(frames: Sequence[np.ndarray]) -> Sheet:
+    """Lays frames (H, W, 3) out on one PNG of 256 colours, scaled down to what a browser holds easily.
+
+    A sheet decodes faster than any video and is exact to the frame in every browser (docs/benchmarks.md).
+    """
+    height, width = frames[0].shape[:2]
+    scale = min(1.0, MAX_SIDE / max(height, width), (MAX_SHEET_PIXELS / len(frames) / (height * width)) ** 0.5)
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    columns = min(len(frames), max(1, round((len(frames) * size[1] / size[0]) ** 0.5)))
+    rows = -(-len(frames) // columns)
+    sheet = Image.new("RGB", (columns * size[0], rows * size[1]))
+    for i, frame in enumerate(frames):
+        image = Image.fromarray(np.ascontiguousarray(frame))
+        image = image if scale == 1.0 else image.resize(size, Image.Resampling.BOX, reducing_gap=2.0)
+        sheet.paste(image, (i % columns * size[0], i // columns * size[1]))
+    buffer = io.BytesIO()
+    sheet.quantize(256, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE).save(buffer, "PNG", compress_level=4)
+    return Sheet(buffer.getvalue(), *size, columns, len(frames))
+
+
+# ---------------------------------------------------------------------------------------------- segments
+
+
+@dataclass
+class Cutter:
+    """Cuts one environment's steps into segments of `steps` steps, with random gaps between them.
+
+    A segment never spans a reset (unless resets are hidden). If the episode terminates inside it, the terminal
+    observation is held to the end as absorbing steps; if it is truncated there, the segment is dropped.
+    """
+
+    steps: int
+    gap: int
+    hide: bool
+    rng: np.random.Generator
+    actions: list[np.ndarray] = field(default_factory=list)  # of the episode so far
+    taken: list[tuple[Any, ...]] = field(default_factory=list)  # obs, action, reward, info of the open segment
+    frames: list[np.ndarray] = field(default_factory=list)
+    prefix: list[np.ndarray] = field(default_factory=list)
+    resets: dict[int, int] = field(default_factory=dict)
+    wait: int = 0
+    seed: int = 0  # of the running episode
+    first_seed: int = 0  # of the episode the open segment began in
+
+    def begin(self) -> None:
+        self.taken, self.frames = [], []
+        self.wait = int(self.rng.integers(0, self.gap + 1))
+
+    def reset(self, seed: int) -> None:
+        """A new episode began with this seed."""
+        if self.hide and self.taken:
+            self.resets[len(self.taken)] = seed
+        else:
+            self.begin()
+        self.seed, self.actions = seed, []
+
+    def open(self) -> bool:
+        """Whether the step about to be taken belongs to a segment."""
+        return bool(self.taken) or self.wait == 0
+
+    def add(
+        self, obs: np.ndarray, action: np.ndarray, reward: float, info: dict[str, float], final_obs: np.ndarray,
+        terminated: bool, truncated: bool,
+    ) -> Candidate | None:  # fmt: skip
+        """Takes one step; returns a segment when one is complete."""
+        if not self.open():
+            self.wait -= 1
+        else:
+            if not self.taken:
+                self.prefix, self.resets, self.first_seed = list(self.actions), {}, self.seed
+            self.taken.append((obs, action, reward, info))
+        self.actions.append(action)
+        ended = terminated and not self.hide and bool(self.taken)
+        if len(self.taken) < self.steps and not ended:
+            return None
+        candidate = self.finish(final_obs)
+        self.begin()
+        return candidate
+
+    def finish(self, final_obs: np.ndarray) -> Candidate:
+        missing = self.steps - len(self.taken)
+        obs, actions, rewards, infos = (list(x) for x in zip(*self.taken, strict=True))
+        segment = Segment(
+            np.stack(obs + [final_obs] * missing),
+            np.stack(actions + [np.zeros_like(actions[0])] * missing),
+            np.array(rewards + [0.0] * missing, np.float32),
+            np.arange(self.steps) >= len(obs),
+            {k: np.stack([i.get(k, 0.0) for i in infos] + [infos[-1][k]] * missing) for k in infos[-1]},
+        )
+        sheet = make_sheet(self.frames) if self.frames else None
+        return Candidate(segment, self.first_seed, self.prefix, self.resets, sheet)
+
+
+def gather(
+    snapshot: Snapshot, config: Config, info: EnvInfo, count: int, steps: int, seed_path: tuple[int, ...],
+    report: Report, film: bool = False,
+) -> list[Candidate]:  # fmt: skip
+    """Acts, with exploration, until there are `count` candidate segments.
+
+    Args:
+        film: render while playing (one environment), for environments that do not repeat themselves.
+
+    Raises:
+        UserError: episodes are cut off too early for clips of this length.
+    """
+    vec = FilmedEnvs(config, seed_path) if film else Envs(config, config.num_envs, seed_path)
+    device = next(snapshot.agent.parameters()).device
+    generator = torch.Generator(device).manual_seed(seed_from(*seed_path))
+    room = info.max_episode_steps - steps if info.max_episode_steps else steps
+    cutters = [
+        Cutter(steps, min(steps, room), config.episode_ends == "hide", np.random.default_rng((*seed_path, i)))
+        for i in range(vec.num_envs)
+    ]
+    stride = shown_stride(info.fps)
+    candidates: list[Candidate] = []
+    patience = 200 * steps * max(1, count // vec.num_envs)
+    try:
+        obs = vec.reset()
+        for cutter, seed in zip(cutters, vec.episode_seeds, strict=True):
+            cutter.reset(int(seed))
+        for _ in range(patience):
+            actions = snapshot.agent.act(obs, generator)
+            if isinstance(vec, FilmedEnvs) and cutters[0].open() and len(cutters[0].taken) % stride == 0:
+                cutters[0].frames.append(vec.twin.frame())
+            step = vec.step(actions)
+            for i, cutter in enumerate(cutters):
+                terminated, truncated = bool(step.terminated[i]), bool(step.truncated[i])
+                if isinstance(vec, FilmedEnvs) and terminated and not cutter.hide and cutter.open():
+                    missing = -(-steps // stride) - len(cutter.frames)
+                    cutter.frames += [vec.last_frame] * missing
+                ends = (step.final_obs[i], terminated, truncated)
+                info_of_step = step.info_of(i) if cutter.open() else {}
+                found = cutter.add(obs[i], actions[i], float(step.rewards[i]), info_of_step, *ends)
+                if found is not None:
+                    candidates.append(found)
+                    report(min(len(candidates), count), count)
+                if terminated or truncated:
+                    cutter.reset(int(vec.episode_seeds[i]))
+            obs = step.obs
+            if len(candidates) >= count:
+                return candidates[:count]
+    finally:
+        vec.close()
+    raise UserError(
+        f"Only {len(candidates)} of {count} clips of {steps} steps fit into the episodes of {config.env_id}, which "
+        "are cut off too early: lower --clip-seconds."
+    )
+
+
+class FilmedEnvs:
+    """One environment with the interface of Envs that can be seen at every step."""
+
+    num_envs = 1
+
+    def __init__(self, config: Config, seed_path: tuple[int, ...]) -> None:
+        self.twin, self.seed_path, self.episodes = Twin(config), seed_path, 0
+        self.episode_seeds = np.zeros(1, np.int64)
+        self.last_frame = np.zeros((1, 1, 3), np.uint8)  # of the newest episode that terminated
+
+    def reset(self) -> np.ndarray:
+        self.episode_seeds[0] = seed_from(*self.seed_path, self.episodes) >> 1
+        self.episodes += 1
+        return self.twin.reset(int(self.episode_seeds[0]))[None]
+
+    def step(self, actions: np.ndarray) -> Step:
+        obs, reward, terminated, truncated, info = self.twin.step(actions[0])
+        if terminated:
+            self.last_frame = self.twin.frame()
+        following = self.reset() if terminated or truncated else obs[None]
+        flags = np.array([terminated]), np.array([truncated])
+        return Step(following, np.array([reward], np.float32), *flags, obs[None], [info])
+
+    def close(self) -> None:
+        self.twin.close()
+
+
+# ---------------------------------------------------------------------------------------------- pairs
+
+
+def judge(model: RewardModel, agent: Agent, segments: Sequence[Segment]) -> torch.Tensor:
+    """What each member gives each clip: (K, C) scaled mean reward per step, times REFERENCE_STEPS."""
+    device = model.scale.device
+    sums = []
+    for segment in segments:
+        live = ~segment.absorbing
+        obs = torch.as_tensor(segment.observations[live], device=device)
+        actions = agent.from_env(torch.as_tensor(segment.actions[live], device=device))
+        with torch.no_grad():
+            total = model(obs, actions).sum(1) + model.absorbing * int(segment.absorbing.sum())
+        sums.append(total / len(live) * REFERENCE_STEPS)
+    return torch.stack(sums, 1)
+
+
+def expit(x: np.ndarray) -> np.ndarray:
+    return 0.5 * (1 + np.tanh(0.5 * x))  # does not overflow
+
+
+def choose_pairs(
+    candidates: int, count: int, rewards: np.ndarray | None, disagreement_fraction: float, rng: np.random.Generator
+) -> list[dict[str, Any]]:
+    """Chooses `count` pairs of different clips: some at random, some because the members disagree about them.
+
+    Args:
+        rewards: (K, C) raw clip rewards by member; None without a reward model, then all pairs are uniform.
+
+    Returns:
+        rows of the pair table: left, right (positions among the candidates), kind, p_left, disagreement.
+    """
+    uniform = count if rewards is None else count - round(count * disagreement_fraction)
+    free = list(rng.permutation(candidates))
+
+    def row(left: int, right: int, kind: str) -> dict[str, Any]:
+        row: dict[str, Any] = {"left": int(left), "right": int(right), "kind": kind}
+        if rewards is not None:
+            p = expit(rewards[:, left] - rewards[:, right])
+            row |= {"p_left": finite(p.mean()), "disagreement": finite(p.std())}
+        return row
+
+    rows = [row(free.pop(), free.pop(), "uniform") for _ in range(uniform)]
+    tries = [rng.choice(free, 2, replace=False) for _ in range(CANDIDATE_PAIRS * (count - uniform))]
+    ranked = sorted((row(a, b, "disagreement") for a, b in tries), key=lambda r: -(r["disagreement"] or 0.0))
+    used: set[int] = set()
+    for r in ranked:
+        if len(rows) < count and not used & {r["left"], r["right"]}:
+            rows.append(r)
+            used |= {r["left"], r["right"]}
+    rest = [c for c in free if c not in used]
+    while len(rows) < count:  # the tries overlapped too much
+        rows.append(row(rest.pop(), rest.pop(), "disagreement"))
+    return [rows[i] for i in rng.permutation(count)]
+
+
+def choose_repeats(session: Session, number: int, count: int, rng: np.random.Generator) -> list[Pair]:
+    """Earlier pairs with a decided label to show once more, sides swapped."""
+    old = [p for p in session.pairs() if p.round < number and p.kind != "repeat" and p.choice in ("left", "right")]
+    picked = rng.permutation(len(old))[:count]
+    return [old[i] for i in picked]
+
+
+# ---------------------------------------------------------------------------------------------- clips
+
+
+def play_again(candidates: Sequence[Candidate], config: Config, stride: int, frames: bool, report: Report) -> bool:
+    """Plays candidates again to render them (and, on Atari, to read the console's RAM), filling them in.
+
+    Returns:
+        False if an environment did not repeat itself, so that what would be seen is not what was played.
+    """
+    twin = Twin(config, render=frames)
+    try:
+        for n, c in enumerate(candidates, 1):
+            obs, seen, rams = twin.reset(c.seed), [], []
+            for action in c.prefix:
+                obs = twin.step(action)[0]
+            segment = c.segment
+            info: dict[str, Any] = {}
+            for t in range(len(segment.rewards)):
+                if t in c.resets:
+                    obs = twin.reset(c.resets[t])
+                if not np.array_equal(obs, segment.observations[t], equal_nan=obs.dtype.kind == "f"):
+                    return False
+                if frames and t % stride == 0:
+                    seen.append(twin.frame())
+                if not segment.absorbing[t]:
+                    obs, _, _, _, info = twin.step(segment.actions[t])
+                if "ram" in info:
+                    rams.append(info["ram"])
+            if rams:
+                segment.infos["ram"] = np.stack(rams)
+            c.sheet = make_sheet(seen) if frames else None
+            report(n, len(candidates))
+    finally:
+        twin.close()
+    return True
+
+
+def write_clip(session: Session, directory: Path, number: int, candidate: Candidate, info: EnvInfo) -> dict[str, Any]:
+    """Writes a clip's files. Returns its row of the clip table, without round and attempt."""
+    stride, segment, sheet = shown_stride(info.fps), candidate.segment, candidate.sheet
+    path = directory / f"{number:04d}.npz"
+    save_segment(path, segment)
+    row: dict[str, Any] = {
+        "path": path.relative_to(session.path).as_posix(), "fps": info.fps / stride, "steps": len(segment.rewards),
+        "seed": candidate.seed, "start": len(candidate.prefix), "true_return": finite(float(segment.rewards.sum())),
+    }  # fmt: skip
+    if segment.absorbing.any():
+        row["ended_frame"] = -(-int(segment.absorbing.argmax()) // stride)
+    if sheet is not None:
+        write_atomic(path.with_suffix(".png"), sheet.png)
+        row |= {"sheet": path.with_suffix(".png").relative_to(session.path).as_posix(), "columns": sheet.columns}
+        row |= {"frame_width": sheet.frame_width, "frame_height": sheet.frame_height, "frames": sheet.frames}
+    return row
+
+
+def collect(
+    session: Session, snapshot: Snapshot, config: Config, info: EnvInfo, number: int, attempt: int, report: Report
+) -> None:
+    """Collects the pairs of a round: after it, and not before, they are in the database, files and all.
+
+    Args:
+        attempt: 1 if the first batch of this round taught nothing: clips of twice the length.
+    """
+    seed_path = (config.seed, number, PHASE_SEED["collect"], attempt)
+    rng = np.random.default_rng(seed_path)
+    directory = session.clear_batch_files(number, attempt)
+    repeats = choose_repeats(session, number, round(config.pairs_per_round * config.repeat_fraction), rng)
+    fresh = config.pairs_per_round - len(repeats)
+    steps = clip_steps(config, info, longer=2.0**attempt)
+    pool = 2 * fresh if snapshot.reward is None else round(2 * fresh * config.pool_factor)
+    rendering = config.labeler == "human" or config.render
+    needs_ram = info.kind == "atari" and bool(config.score)
+
+    for film in (False, True):
+        candidates = gather(snapshot, config, info, pool, steps, seed_path, report, film)
+        rewards = None
+        if snapshot.reward is not None:
+            rewards = judge(snapshot.reward, snapshot.agent, [c.segment for c in candidates]).cpu().numpy()
+        rows = choose_pairs(len(candidates), fresh, rewards, config.disagreement_fraction, rng)
+        chosen = sorted({i for row in rows for i in (row["left"], row["right"])})
+        if film or not (rendering or needs_ram):
+            break
+        if play_again([candidates[i] for i in chosen], config, shown_stride(info.fps), rendering, report):
+            break
+    position = {index: n for n, index in enumerate(chosen)}
+    clips = [write_clip(session, directory, n, candidates[index], info) for n, index in enumerate(chosen)]
+    pairs = [{**row, "left": position[row["left"]], "right": position[row["right"]]} for row in rows]
+    for old in repeats:
+        p_left = None if old.p_left is None else 1 - old.p_left
+        pairs.insert(int(rng.integers(0, len(pairs) + 1)), {"kind": "repeat", "repeat_of": old.id, "p_left": p_left})
+    batch = {"round": number, "attempt": attempt}
+    session.add_batch([c | batch for c in clips], [p | batch | {"position": n} for n, p in enumerate(pairs)])

@@ -1,0 +1,719 @@
+"""Environments: many side by side for acting and learning (`Envs`), and one that can be seen (`Twin`).
+
+An episode is a seed and its actions. Every reset has an explicit seed, so that `Twin` can play any episode of `Envs`
+again, bit for bit, and show it. `describe` says what an environment is before a session is made of it.
+Nothing here imports torch; emulators and simulators are loaded when an environment needs them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import difflib
+import importlib
+import logging
+import math
+import os
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+from rlhf_gym.config import Config, UserError
+
+DOT_ID = "rlhf_gym/Dot-v0"
+SMALLEST_IMAGE = 36  # pixels: what Christiano's CNN (7-5-3-3 kernels, strides 3-2-1-1) needs
+DEFAULT_FPS = 30.0
+EGL_REMEDY = ". On Debian: apt install libegl1 libgl1-mesa-dri, and leave MUJOCO_GL unset."
+ATARI_FPS = 60  # emulator frames a second (NTSC)
+ATARI_MAX_FRAMES = 108_000  # half an hour of play, as ALE's v5 ids register it
+# Their reset keeps the Box2D world, which remembers: 14 of 25 BipedalWalker episodes differed from fresh ones.
+WORLDS_THAT_REMEMBER = ("gymnasium.envs.box2d.bipedal_walker", "gymnasium.envs.box2d.car_racing")
+# What --env-kwargs may hold for Atari: the arguments of AtariEnv that AtariVectorEnv has too.
+ATARI_KWARGS = ("frameskip", "repeat_action_probability", "full_action_space", "max_num_frames_per_episode")
+
+# (top, bottom, left, right), ends excluded, of the score in an 84x84 observation: found by looking at frames.
+SCORE_REGIONS: dict[str, list[tuple[int, int, int, int]]] = {
+    "ALE/Pong-v5": [(0, 9, 0, 84)],
+    "ALE/Breakout-v5": [(0, 6, 0, 84)],  # lives and player stand in the same rows
+    "ALE/DonkeyKong-v5": [(0, 6, 0, 84)],  # Donkey Kong's head begins in row 6
+}
+
+
+@dataclass(frozen=True)
+class EnvInfo:
+    kind: str
+    """A key of config.PRESETS: classic, classic-continuous, box2d, mujoco, atari or pixels."""
+    obs_shape: tuple[int, ...]
+    """What the agent sees: (D,) float32, or (stack, H, W) uint8 if `image`."""
+    image: bool
+    num_actions: int | None
+    """None if actions are continuous."""
+    action_shape: tuple[int, ...]
+    """() for discrete actions, (A,) for continuous ones."""
+    action_low: tuple[float, ...] | None
+    action_high: tuple[float, ...] | None
+    fps: float
+    """Agent steps in a second of play."""
+    max_episode_steps: int | None
+    """Agent steps after which an episode is truncated; None if it may last for ever."""
+
+
+@dataclass
+class Step:
+    """What one step of N environments led to. Arrays are the caller's to keep, but not to write into."""
+
+    obs: np.ndarray
+    """(N, *obs_shape): to act on next; already the new episode's where one ended."""
+    rewards: np.ndarray
+    """(N,) float32: the environment's own reward, untouched."""
+    terminated: np.ndarray
+    """(N,) bool"""
+    truncated: np.ndarray
+    """(N,) bool"""
+    final_obs: np.ndarray
+    """(N, *obs_shape): what the step itself led to; the same array as `obs` if no episode ended."""
+    infos: list[dict[str, Any]]
+    """The environments' own infos of this step, never those of a reset."""
+
+    def info_of(self, i: int) -> dict[str, float]:
+        """The numbers in environment i's info (arrays, texts and nested dicts are left out)."""
+        return numbers(self.infos[i])
+
+
+def numbers(info: dict[str, Any]) -> dict[str, float]:
+    """The scalars of an info dict as floats."""
+    return {k: float(v) for k, v in info.items() if isinstance(v, int | float | np.number | np.bool_)}
+
+
+def describe(config: Config) -> EnvInfo:
+    """Makes the environment, resets it once, and says what it is.
+
+    Needs only env_id, env_kwargs, pixels, image_size, frame_stack and frameskip of the config, so it works before
+    the preset of its kind is known: `resolve(explicit, describe(Config(**explicit)).kind)`.
+
+    Raises:
+        UserError: if rlhf-gym cannot use the environment, with what to do about it.
+    """
+    env = make_one(config, render=False)
+    try:
+        env.reset(0)
+        return env.info
+    finally:
+        env.close()
+
+
+def require_render(config: Config) -> None:
+    """Draws one frame, and so raises the UserError now that the first clip would raise after a round's work."""
+    twin = Twin(config)
+    try:
+        twin.reset(0)
+        twin.frame()
+    finally:
+        twin.close()
+
+
+# --- many side by side ------------------------------------------------------------------------------------------
+
+
+class Envs:
+    """N environments, reset as soon as an episode ends, each episode with a seed of its own.
+
+    Args:
+        config: the session's settings.
+        num_envs: N.
+        seed_path: whole numbers that name this use of the environments, e.g. (seed, round, phase). Episode k of
+            environment i has a seed derived from (*seed_path, i, k), so it never depends on what else ran.
+
+    Raises:
+        UserError: as `describe`.
+    """
+
+    episode_seeds: np.ndarray
+    """(N,) int64: the seeds with which the running episodes were reset."""
+
+    def __init__(self, config: Config, num_envs: int, seed_path: tuple[int, ...]) -> None:
+        assert num_envs > 0, num_envs
+        self.num_envs = num_envs
+        self.episode_seeds = np.zeros(num_envs, np.int64)
+        self._seed_path = tuple(seed_path)
+        self._episodes = [0] * num_envs  # begun so far
+        self._vector = AtariVector(config, num_envs) if is_atari(config) else Loop(config, num_envs)
+        self.info: EnvInfo = self._vector.info
+
+    def reset(self) -> np.ndarray:
+        """Begins a new episode everywhere. Returns (N, *obs_shape)."""
+        return self._vector.reset(self._new_seeds(np.ones(self.num_envs, bool)))
+
+    def step(self, actions: np.ndarray) -> Step:
+        """Steps everywhere, then begins new episodes where one ended.
+
+        Args:
+            actions: (N,) whole numbers below num_actions, or (N, A) floats, which are clipped to the bounds.
+        """
+        obs, rewards, terminated, truncated, infos = self._vector.step(actions)
+        ended = terminated | truncated
+        next_obs = self._vector.restart(obs, ended, self._new_seeds(ended)) if ended.any() else obs
+        return Step(next_obs, rewards, terminated, truncated, obs, infos)
+
+    def close(self) -> None:
+        self._vector.close()
+
+    def _new_seeds(self, where: np.ndarray) -> np.ndarray:
+        for i in np.flatnonzero(where):
+            entropy = (*self._seed_path, int(i), self._episodes[i])
+            # 31 bits: ALE takes a signed int, in which negative means "no seed"
+            self.episode_seeds[i] = np.random.SeedSequence(entropy).generate_state(1)[0] >> 1
+            self._episodes[i] += 1
+        return self.episode_seeds
+
+
+class Loop:
+    """N gymnasium environments, one after the other. Faster than SyncVectorEnv, and has each step's info."""
+
+    def __init__(self, config: Config, num_envs: int) -> None:
+        self.envs = [GymEnv(config, render=False) for _ in range(num_envs)]
+        self.info = self.envs[0].info
+        self._dtype = np.uint8 if self.info.image else np.float32
+
+    def _empty(self) -> np.ndarray:
+        return np.empty((len(self.envs), *self.info.obs_shape), self._dtype)
+
+    def reset(self, seeds: np.ndarray) -> np.ndarray:
+        obs = self._empty()
+        for i, env in enumerate(self.envs):
+            obs[i] = env.reset(int(seeds[i]))
+        return obs
+
+    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, list[dict[str, Any]]]:
+        obs, n = self._empty(), len(self.envs)
+        rewards, terminated, truncated = np.empty(n, np.float32), np.empty(n, bool), np.empty(n, bool)
+        infos = []
+        for i, (env, action) in enumerate(zip(self.envs, self.envs[0].native(actions), strict=True)):
+            obs[i], rewards[i], terminated[i], truncated[i], info = env.step(action)
+            infos.append(info)
+        return obs, rewards, terminated, truncated, infos
+
+    def restart(self, obs: np.ndarray, ended: np.ndarray, seeds: np.ndarray) -> np.ndarray:
+        obs = obs.copy()
+        for i in np.flatnonzero(ended):
+            obs[i] = self.envs[i].reset(int(seeds[i]))
+        return obs
+
+    def close(self) -> None:
+        for env in self.envs:
+            env.close()
+
+
+# --- one that can be seen ---------------------------------------------------------------------------------------
+
+
+class Twin:
+    """One environment that plays any episode of `Envs` again and can be looked at.
+
+    Args:
+        config: the session's settings.
+        render: False if `frame` will not be called, which is cheaper.
+
+    Raises:
+        UserError: as `describe`, and if the environment cannot render to an array.
+    """
+
+    def __init__(self, config: Config, render: bool = True) -> None:
+        self._env = make_one(config, render)
+        self.info: EnvInfo = self._env.info
+
+    def reset(self, seed: int) -> np.ndarray:
+        """Returns obs_shape."""
+        return np.array(self._env.reset(int(seed)), np.uint8 if self.info.image else np.float32)
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """(observation, true reward, terminated, truncated, info); reset it yourself when an episode has ended.
+
+        On Atari, info["ram"] is the console's memory, (128,) uint8.
+        """
+        (native,) = self._env.native(np.asarray(action)[None])
+        obs, reward, terminated, truncated, info = self._env.step(native)
+        obs = np.array(obs, np.uint8 if self.info.image else np.float32)
+        return obs, float(np.float32(reward)), bool(terminated), bool(truncated), info
+
+    def frame(self) -> np.ndarray:
+        """What a person sees now: (H, W, 3) uint8, RGB."""
+        return self._env.frame()
+
+    def close(self) -> None:
+        self._env.close()
+
+
+def make_one(config: Config, render: bool) -> GymEnv | AtariOne:
+    return AtariOne(config, render) if is_atari(config) else GymEnv(config, render)
+
+
+# --- gymnasium --------------------------------------------------------------------------------------------------
+
+
+class GymEnv:
+    """One gymnasium environment with the agent's view of it: a flat vector, or a stack of gray images."""
+
+    def __init__(self, config: Config, render: bool) -> None:
+        self.id = config.env_id
+        self._frames = config.pixels
+        self._make = lambda: make_gym(config, render or config.pixels)
+        self._env = self._make()
+        self._forgets = type(self._env.unwrapped).__module__ not in WORLDS_THAT_REMEMBER
+        self._size = config.image_size
+        self._reset_before = self._drawn_before = False
+        self._space: Any = self._env.observation_space
+        self._stack: np.ndarray | None = None
+        if self._frames or is_image(self._space):
+            self._shape = self._image_shape()
+            self._stack = np.zeros((config.frame_stack, *self._shape), np.uint8)
+        self._plain = type(self._space) is spaces.Box and len(self._space.shape or ()) == 1
+        self.info = self._describe()
+
+    def _image_shape(self) -> tuple[int, int]:
+        height, width = (self._size, self._size) if self._frames else self._space.shape[:2]
+        if not self._frames and self._space.shape[2:] not in ((), (1,), (3,)):
+            raise UserError(
+                f"{self.id} shows images of shape {self._space.shape}, and rlhf-gym knows (H, W), (H, W, 1) and "
+                "(H, W, 3): bring the channels to the end, or learn from its frames with --pixels."
+            )
+        if min(height, width) < SMALLEST_IMAGE:
+            raise UserError(
+                f"{self.id} shows images of {height}x{width} pixels, and the networks need {SMALLEST_IMAGE}x"
+                f"{SMALLEST_IMAGE} at least: enlarge them in the environment, or learn from its frames with --pixels."
+            )
+        return (height, width) if max(height, width) <= self._size else (self._size, self._size)
+
+    def _describe(self) -> EnvInfo:
+        env = self._env
+        space: Any = env.action_space
+        obs_shape: tuple[int, ...]
+        if self._stack is not None:
+            obs_shape = self._stack.shape
+        else:
+            refuse_observation(self.id, self._space)
+            obs_shape = (spaces.flatdim(self._space),)
+        discrete = isinstance(space, spaces.Discrete)
+        if not discrete and not (isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating)):
+            raise UserError(
+                f"{self.id} has {type(space).__name__} actions, and rlhf-gym knows Discrete and floating-point Box: "
+                "wrap the environment so that it has one of these."
+            )
+        modules = {c.__module__ for c in type(env.unwrapped).__mro__}
+        if self._stack is not None:
+            kind = "pixels"
+        elif any(m.startswith("gymnasium.envs.mujoco") for m in modules):
+            kind = "mujoco"
+        elif any(m.startswith("gymnasium.envs.box2d") for m in modules):
+            kind = "box2d"
+        else:
+            kind = "classic" if discrete else "classic-continuous"
+        fps = float(env.metadata.get("render_fps") or DEFAULT_FPS)
+        limit = env.spec.max_episode_steps if env.spec else None
+        if discrete:
+            return EnvInfo(kind, obs_shape, self._stack is not None, int(space.n), (), None, None, fps, limit)
+        low, high = (tuple(float(x) for x in bound.ravel()) for bound in (space.low, space.high))
+        return EnvInfo(kind, obs_shape, self._stack is not None, None, (len(low),), low, high, fps, limit)
+
+    def native(self, actions: np.ndarray) -> Any:
+        """(N,) or (N, A) actions as N actions in the environment's own terms, clipped to its bounds."""
+        space: Any = self._env.action_space
+        if isinstance(space, spaces.Discrete):
+            return [a + int(space.start) for a in actions.tolist()]
+        return np.clip(actions.reshape(-1, *space.shape).astype(space.dtype), space.low, space.high)
+
+    def reset(self, seed: int) -> np.ndarray:
+        if self._reset_before:
+            if not self._forgets:
+                self._env.close()
+                self._env = self._make()
+            raw, _ = self._env.reset(seed=seed)
+        else:
+            try:
+                raw, _ = self._env.reset(seed=seed)
+            except Exception as error:
+                raise UserError(f"{self.id} failed at its first reset(seed={seed}): {_said(error)}") from error
+            self._reset_before = True
+        if self._stack is None:
+            return self._vector(raw)
+        self._stack[:] = self._image(raw)
+        return self._stack
+
+    def step(self, action: Any) -> tuple[np.ndarray, Any, bool, bool, dict[str, Any]]:
+        """The observation is only valid until the next call, and may be of another precision: copy it."""
+        raw, reward, terminated, truncated, info = self._env.step(action)
+        if self._stack is None:
+            return raw if self._plain else self._vector(raw), reward, terminated, truncated, info
+        self._stack[:-1] = self._stack[1:]
+        self._stack[-1] = self._image(raw)
+        return self._stack, reward, terminated, truncated, info
+
+    def _vector(self, raw: Any) -> np.ndarray:
+        return np.asarray(spaces.flatten(self._space, raw))
+
+    def _image(self, raw: Any) -> np.ndarray:
+        return gray(self.frame() if self._frames else raw, self._shape)
+
+    def frame(self) -> np.ndarray:
+        if not self._drawn_before:
+            self._prepare_drawing()
+        renderer = getattr(self._env.unwrapped, "mujoco_renderer", None)
+        if renderer is not None:
+            renderer.viewer.make_context_current()  # else it draws with the textures of whichever was made last
+        return np.ascontiguousarray(self._env.render())
+
+    def _prepare_drawing(self) -> None:
+        """Draws once, to see whether it can; lets MuJoCo's camera follow, and makes its software rendering quick."""
+        inner: Any = self._env.unwrapped
+        renderer = getattr(inner, "mujoco_renderer", None)
+        if renderer is not None:
+            import mujoco
+
+            inner.model.vis.quality.offsamples = 0
+            if renderer.camera_id == -1:
+                # gymnasium 1.4 makes the camera free at each frame, so the agent walks out of the picture; the
+                # model's own camera follows it. -1, as before, where the model has none.
+                renderer.camera_id = mujoco.mj_name2id(inner.model, mujoco.mjtObj.mjOBJ_CAMERA, "track")
+        try:
+            frame = self._env.render()
+        except Exception as error:
+            remedy = EGL_REMEDY if renderer is not None else ""
+            raise UserError(f"{self.id} cannot render a frame: {_said(error)}{remedy}") from error
+        if not (isinstance(frame, np.ndarray) and frame.ndim == 3 and frame.shape[2] == 3 and frame.dtype == np.uint8):
+            what = getattr(frame, "shape", type(frame).__name__)
+            raise UserError(f"{self.id} renders {what}: its rgb_array must be a (H, W, 3) array of uint8.")
+        if renderer is not None:
+            for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
+                renderer.viewer.scn.flags[flag] = 0
+        self._drawn_before = True
+
+    def close(self) -> None:
+        viewer = getattr(getattr(self._env.unwrapped, "mujoco_renderer", None), "viewer", None)
+        if viewer is not None:
+            # gymnasium leaves this to the garbage collector, which frees it while a later environment's context is
+            # current, and takes that one's buffers: all its frames are black from then on.
+            viewer.make_context_current()
+            viewer.con.free()
+        self._env.close()
+
+
+def make_gym(config: Config, render: bool) -> gymnasium.Env[Any, Any]:
+    """gymnasium.make, with every way in which it fails told in one sentence."""
+    headless()
+    spec = find_spec(config.env_id)
+    if "render_mode" in config.env_kwargs:
+        raise UserError("--env-kwargs has render_mode, which rlhf-gym chooses itself: leave it out.")
+    kwargs = dict(config.env_kwargs, **({"render_mode": "rgb_array"} if render else {}))
+    try:
+        if str(spec.entry_point).startswith("gymnasium.envs.mujoco"):
+            import mujoco
+
+            # else it prints, and writes MUJOCO_LOG.TXT into the user's folder
+            mujoco.set_mju_user_warning(logging.getLogger(__name__).info)
+        env: gymnasium.Env[Any, Any] = gymnasium.make(spec, disable_env_checker=True, **kwargs)
+    except (ImportError, gymnasium.error.DependencyNotInstalled) as error:
+        raise UserError(_missing(config.env_id, spec, error)) from error
+    except Exception as error:
+        if render and "render_mode" in str(error):
+            raise UserError(_unseen(config.env_id)) from error
+        given = f" with --env-kwargs {config.env_kwargs}" if config.env_kwargs else ""
+        # a MUJOCO_GL that the user set and the machine has not fails in `import mujoco`, as one of these
+        gl = isinstance(error, AttributeError | RuntimeError) and "mujoco" in str(spec.entry_point)
+        remedy = f" (MUJOCO_GL is {os.environ.get('MUJOCO_GL')!r}){EGL_REMEDY}" if gl else ""
+        raise UserError(f"{config.env_id} could not be made{given}: {_said(error)}{remedy}") from error
+    if render and "rgb_array" not in (env.metadata.get("render_modes") or ()):
+        env.close()
+        raise UserError(_unseen(config.env_id))
+    return env
+
+
+def find_spec(env_id: str) -> gymnasium.envs.registration.EnvSpec:
+    """The registered environment of that name, importing the module before a colon, our own, or ALE's."""
+    gymnasium.logger.min_level = gymnasium.logger.ERROR  # it warns about versions, dtypes and render modes
+    module, _, name = env_id.rpartition(":")
+    if name == DOT_ID:
+        module = "rlhf_gym.dot"
+    if module:
+        if os.getcwd() not in sys.path and "" not in sys.path:
+            sys.path.insert(0, os.getcwd())  # a console script has its own folder there, not the user's
+        try:
+            importlib.import_module(module)
+        except Exception as error:
+            raise UserError(
+                f"{env_id} needs the module {module!r}, which cannot be imported from {os.getcwd()}: {_said(error)}"
+            ) from error
+    try:
+        return gymnasium.spec(name)
+    except gymnasium.error.Error:
+        near = difflib.get_close_matches(name, _known_ids(), n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}?" if near else "write it like CartPole-v1 or my_module:MyEnv-v0."
+        raise UserError(f"There is no environment {env_id!r}: {hint}") from None
+
+
+def _known_ids() -> list[str]:
+    try:
+        import ale_py  # importing it registers its games
+
+        gymnasium.register_envs(ale_py)
+    except ImportError:
+        pass  # then Atari's names are not on offer
+    return sorted({*gymnasium.registry, DOT_ID})
+
+
+def headless() -> None:
+    """Where there is no display, lets MuJoCo draw through EGL and pygame draw nowhere. The user's choice stands."""
+    os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
+    if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
+        os.environ.setdefault("SDL_AUDIODRIVER", "dummy")
+        if "MUJOCO_GL" not in os.environ:
+            try:
+                ctypes.CDLL("libEGL.so.1")
+                os.environ["MUJOCO_GL"] = "egl"
+            except OSError:
+                pass  # `import mujoco` would fail with it set; so it can simulate, and `frame` says what is missing
+
+
+def is_image(space: spaces.Space[Any]) -> bool:
+    return isinstance(space, spaces.Box) and space.dtype == np.uint8 and len(space.shape) in (2, 3)
+
+
+def refuse_observation(env_id: str, space: spaces.Space[Any]) -> None:
+    """Raises UserError if `space` cannot be made a vector of fixed length without inventing an order or a meaning."""
+    if isinstance(space, spaces.Dict | spaces.Text) or not space.is_np_flattenable:
+        raise UserError(
+            f"{env_id} has {type(space).__name__} observations, which rlhf-gym cannot read: register it with "
+            "gymnasium.wrappers.FlattenObservation around it, or learn from its frames with --pixels."
+        )
+
+
+def gray(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """(H, W), (H, W, 1) or (H, W, 3) uint8 as a gray image of `shape`, averaged over areas (Pillow's BOX)."""
+    from PIL import Image
+
+    picture = Image.fromarray(image[:, :, 0] if image.ndim == 3 and image.shape[2] == 1 else image)
+    if picture.mode != "L":
+        picture = picture.convert("L")
+    if image.shape[:2] != shape:
+        picture = picture.resize(shape[::-1], Image.Resampling.BOX)
+    return np.asarray(picture)
+
+
+def _missing(env_id: str, spec: gymnasium.envs.registration.EnvSpec, error: Exception) -> str:
+    for extra, module in (("box2d", "gymnasium.envs.box2d"), ("mujoco", "gymnasium.envs.mujoco")):
+        if str(spec.entry_point).startswith(module):
+            return f'{env_id} needs a package that is not installed: pip install "rlhf-gym[{extra}]" ({_said(error)})'
+    return f"{env_id} needs a package that cannot be imported: {_said(error)}"
+
+
+def _unseen(env_id: str) -> str:
+    return (
+        f"{env_id} has no rgb_array among its render_modes, so nobody could see its clips: "
+        "add it to the environment's metadata and its render()."
+    )
+
+
+def _said(error: BaseException) -> str:
+    """The error as half a line: its type, and the first line of its text."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
+
+
+# --- Atari ------------------------------------------------------------------------------------------------------
+
+
+def is_atari(config: Config) -> bool:
+    return config.env_id.startswith("ALE/")
+
+
+def atari_settings(config: Config, num_envs: int) -> dict[str, Any]:
+    """The arguments of ale_py's AtariVectorEnv.
+
+    Raises:
+        UserError: unknown game, ale_py missing, or something in --env-kwargs that AtariVectorEnv cannot do.
+    """
+    try:
+        import ale_py
+
+        gymnasium.register_envs(ale_py)
+    except ImportError as error:
+        raise UserError(
+            f'{config.env_id} needs ale-py, which is not installed: pip install "rlhf-gym[atari]" ({_said(error)})'
+        ) from error
+    spec = find_spec(config.env_id)
+    for name in config.env_kwargs:
+        if name not in ATARI_KWARGS:
+            raise UserError(
+                f"--env-kwargs {name} does not work with {config.env_id}: ALE's vector environment knows only "
+                f"{', '.join(ATARI_KWARGS)}."
+            )
+    given = {
+        "frameskip": config.frameskip,
+        "repeat_action_probability": config.repeat_action_probability,
+        "full_action_space": False,
+        "max_num_frames_per_episode": spec.kwargs.get("max_num_frames_per_episode") or ATARI_MAX_FRAMES,
+        **config.env_kwargs,
+    }
+    return dict(
+        given,
+        game=spec.kwargs["game"],
+        num_envs=num_envs,
+        num_threads=min(num_envs, 2 * (os.cpu_count() or 1)),  # docs/benchmarks.md; ALE caps it at the cores it sees
+        stack_num=config.frame_stack,
+        img_height=config.image_size,
+        img_width=config.image_size,
+        noop_max=config.noop_max,
+        reward_clipping=False,  # it clips by default
+        episodic_life=False,  # it would reset the whole game at each lost life
+        # NEXT_STEP resets an ended episode only if we do not do it ourselves first, with a seed, and we always do.
+        # SAME_STEP would reset it without a seed, at once, and report the reset's lives and frame number.
+        autoreset_mode=gymnasium.vector.AutoresetMode.NEXT_STEP,
+    )
+
+
+class AtariVector:
+    """N Atari games in ale_py's threads."""
+
+    def __init__(self, config: Config, num_envs: int) -> None:
+        self.settings = settings = atari_settings(config, num_envs)
+        import ale_py
+        from ale_py.vector_env import AtariVectorEnv
+
+        ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)  # else it prints a banner
+        try:
+            self.vector: Any = AtariVectorEnv(**settings)
+        except Exception as error:
+            given = f" with --env-kwargs {config.env_kwargs}" if config.env_kwargs else ""
+            raise UserError(f"{config.env_id} could not be made{given}: {_said(error)}") from error
+        frameskip, frames = settings["frameskip"], settings["max_num_frames_per_episode"]
+        self.info = EnvInfo(
+            kind="atari",
+            obs_shape=(config.frame_stack, config.image_size, config.image_size),
+            image=True,
+            num_actions=len(self.vector.ale.get_action_set()),
+            action_shape=(),
+            action_low=None,
+            action_high=None,
+            fps=ATARI_FPS / frameskip,
+            max_episode_steps=math.ceil(frames / frameskip),
+        )
+
+    # The arrays that ale_py returns are new each time (its buffers are released to numpy), so they are not copied.
+
+    def reset(self, seeds: np.ndarray) -> np.ndarray:
+        return self.vector.reset(seed=seeds)[0]
+
+    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, list[dict[str, Any]]]:
+        obs, rewards, terminated, truncated, info = self.vector.step(np.asarray(actions, np.int64))
+        names = ("lives", "episode_frame_number")
+        infos = [dict(zip(names, v, strict=True)) for v in zip(*(info[k].tolist() for k in names), strict=True)]
+        return obs, rewards.astype(np.float32), terminated, truncated, infos
+
+    def restart(self, obs: np.ndarray, ended: np.ndarray, seeds: np.ndarray) -> np.ndarray:
+        return self.vector.reset(seed=seeds[ended], options={"reset_mask": ended})[0]
+
+    def close(self) -> None:
+        self.vector.close()
+
+
+class AtariOne:
+    """One Atari game, and with it a plain emulator in lock-step that has what the other lacks: colours and memory."""
+
+    def __init__(self, config: Config, render: bool) -> None:
+        self._atari, self._render = AtariVector(config, 1), render
+        self.info, settings = self._atari.info, self._atari.settings
+        import ale_py
+        from ale_py import roms
+
+        rom = roms.get_rom_path(settings["game"])
+        assert rom is not None  # AtariVector has loaded it
+        self._rom = rom
+        self._ale = ale_py.ALEInterface()
+        self._ale.setFloat("repeat_action_probability", settings["repeat_action_probability"])
+        self._ale.loadROM(self._rom)
+        full = settings["full_action_space"]
+        self._actions = self._ale.getLegalActionSet() if full else self._ale.getMinimalActionSet()
+        self._screens: list[np.ndarray] = []  # the last two, (210, 160, 3)
+
+    def native(self, actions: np.ndarray) -> list[int]:
+        return [int(a) for a in actions]
+
+    def reset(self, seed: int) -> np.ndarray:
+        """Plays the emulator's beginning as ALE's preprocessed_env.cpp does: FIRE if there is one, then no-ops."""
+        import ale_py
+
+        obs, info = self._atari.vector.reset(seed=np.array([seed]))
+        self._ale.setInt("random_seed", seed)
+        self._ale.loadROM(self._rom)
+        self._ale.reset_game()
+        if ale_py.Action.FIRE in self._actions:
+            self._ale.act(ale_py.Action.FIRE)
+        target = int(info["frame_number"][0])
+        while self._ale.getFrameNumber() < target:
+            self._ale.act(ale_py.Action.NOOP)
+            if self._ale.game_over():
+                self._ale.reset_game()
+        self._check(info)
+        self._screens = [self._ale.getScreenRGB()] if self._render else []
+        return obs[0]
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        obs, rewards, terminated, truncated, info = self._atari.vector.step(np.array([action], np.int64))
+        target, reward = int(info["frame_number"][0]), 0
+        while self._ale.getFrameNumber() < target:
+            reward += self._ale.act(self._actions[action])
+            if self._render and self._ale.getFrameNumber() >= target - 1:
+                self._screens = [*self._screens[-1:], self._ale.getScreenRGB()]
+        assert reward == rewards[0], (reward, rewards[0])
+        self._check(info)
+        return obs[0], float(reward), bool(terminated[0]), bool(truncated[0]), {
+            "lives": int(info["lives"][0]),
+            "episode_frame_number": int(info["episode_frame_number"][0]),
+            "ram": self._ale.getRAM().copy(),
+        }  # fmt: skip
+
+    def _check(self, info: dict[str, Any]) -> None:
+        for name, mine in (
+            ("frame_number", self._ale.getFrameNumber()),
+            ("episode_frame_number", self._ale.getEpisodeFrameNumber()),
+            ("lives", self._ale.lives()),
+        ):
+            assert mine == info[name][0], f"the emulators went apart: {name} {mine}, {info[name][0]}"
+
+    def frame(self) -> np.ndarray:
+        # Games draw sprites on alternate frames; like the agent's view, the lighter of the last two shows them all.
+        return np.maximum(self._screens[0], self._screens[-1])
+
+    def close(self) -> None:
+        self._atari.close()
+
+
+# --- the score, hidden from the reward model --------------------------------------------------------------------
+
+
+def score_regions(config: Config) -> list[tuple[int, int, int, int]]:
+    """(top, bottom, left, right) of what shows the score, in pixels of the observation, ends excluded.
+
+    Empty if it is not an Atari game whose regions we know, or if the settings say not to mask.
+    """
+    if not (config.mask_score and is_atari(config)):
+        return []
+    regions = SCORE_REGIONS.get(config.env_id, [])
+    scale = config.image_size / 84
+    return [
+        (math.floor(t * scale), math.ceil(b * scale), math.floor(lft * scale), math.ceil(r * scale))
+        for t, b, lft, r in regions
+    ]
+
+
+def mask(obs: np.ndarray, regions: list[tuple[int, int, int, int]]) -> np.ndarray:
+    """A copy of (..., H, W) images, black in `regions`; `obs` itself if there are none."""
+    if not regions:
+        return obs
+    obs = obs.clone() if hasattr(obs, "clone") else obs.copy()  # a torch tensor, without importing torch
+    for top, bottom, left, right in regions:
+        obs[..., top:bottom, left:right] = 0
+    return obs

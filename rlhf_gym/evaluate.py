@@ -1,0 +1,209 @@
+"""How good is the agent, and what does it look like: true return over whole episodes, and videos."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import imageio.v3 as iio
+import numpy as np
+import torch
+
+from rlhf_gym.checkpoints import PHASE_SEED
+from rlhf_gym.config import Config, UserError
+from rlhf_gym.envs import EnvInfo, Envs, Twin
+from rlhf_gym.labelers import Score, ScoredClip
+from rlhf_gym.train import Agent, seed_from
+
+STEP_CAP = 27_000  # of an episode; Atari's own limit of 108,000 frames
+EVAL_ENVS = 8
+
+
+def generator_for(greedy: bool, agent: Agent, seed_path: tuple[int, ...]) -> torch.Generator | None:
+    """None where the likeliest actions are wanted."""
+    if greedy:
+        return None
+    return torch.Generator(next(agent.parameters()).device).manual_seed(seed_from(*seed_path))
+
+
+def evaluate(
+    agent: Agent,
+    config: Config,
+    info: EnvInfo,
+    round: int,
+    episodes: int,
+    *,
+    greedy: bool | None = None,
+    score: Score | None = None,
+    max_seconds: float = float("inf"),
+    step_cap: int = STEP_CAP,
+    report: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Plays whole episodes on the true reward.
+
+    Each environment plays its share of the episodes, so that short ones are not counted more often than long ones.
+
+    Args:
+        greedy: the likeliest actions; None means sampled on Atari, where a greedy agent gets stuck, greedy elsewhere.
+        score: also score each whole episode (absorbing steps: none).
+        max_seconds: stop then; what has finished counts, and if nothing has, what has been played so far does.
+
+    Returns:
+        mean, std, min, max, mean_length, episodes, round, greedy, capped (episodes cut at step_cap or by the
+        clock); with a score also score_mean and score_std. Means are None where the true reward is NaN.
+    """
+    greedy = info.kind != "atari" if greedy is None else greedy
+    seed_path = (config.seed, PHASE_SEED["record"])  # the same episodes for every round
+    generator = generator_for(greedy, agent, seed_path)
+    n = min(EVAL_ENVS, episodes)
+    share = [episodes // n + (i < episodes % n) for i in range(n)]
+    results: list[tuple[float, int, float]] = []  # true return, length, score
+    capped, start = 0, time.monotonic()
+    steps: list[list[tuple[Any, ...]]] = [[] for _ in range(n)]
+    rams = RamReader(config, n) if score is not None and info.kind == "atari" else None
+    returns, lengths = np.zeros(n), np.zeros(n, np.int64)
+    vec = Envs(config, n, seed_path)
+    try:
+        obs = vec.reset()
+        if rams is not None:
+            rams.reset(range(n), vec.episode_seeds)
+        while any(share):
+            actions = agent.act(obs, generator)
+            step = vec.step(actions)
+            returns += step.rewards
+            lengths += 1
+            out_of_time = time.monotonic() - start > max_seconds
+            for i in range(n):
+                if not share[i]:
+                    continue
+                if score is not None:
+                    more = rams.step(i, actions[i]) if rams is not None else {}
+                    steps[i].append((obs[i].copy(), actions[i], float(step.rewards[i]), {**step.infos[i], **more}))
+                over = bool(step.terminated[i] or step.truncated[i])
+                cut = lengths[i] >= step_cap or (out_of_time and not results)
+                if over or cut:
+                    capped += not over
+                    value = score(whole_episode(steps[i])) if score is not None else 0.0
+                    results.append((float(returns[i]), int(lengths[i]), value))
+                    share[i] -= 1 if over else share[i]  # an episode without an end is played once
+                if over:
+                    returns[i], lengths[i], steps[i] = 0.0, 0, []
+                    if rams is not None:
+                        rams.reset([i], vec.episode_seeds)
+            if report is not None:
+                report(len(results), episodes)
+            if out_of_time:
+                break
+            obs = step.obs
+    finally:
+        vec.close()
+        if rams is not None:
+            rams.close()
+    values = np.array(results)
+
+    def number(x: float) -> float | None:
+        return float(x) if np.isfinite(x) else None
+
+    result: dict[str, Any] = {
+        "mean": number(values[:, 0].mean()), "std": number(values[:, 0].std()), "min": number(values[:, 0].min()),
+        "max": number(values[:, 0].max()), "mean_length": float(values[:, 1].mean()), "episodes": len(results),
+        "round": round, "greedy": greedy, "capped": capped,
+    }  # fmt: skip
+    if score is not None:
+        result |= {"score_mean": number(values[:, 2].mean()), "score_std": number(values[:, 2].std())}
+    return result
+
+
+def whole_episode(steps: list[tuple[Any, ...]]) -> ScoredClip:
+    obs, actions, rewards, infos = zip(*steps, strict=True)
+    ended = np.zeros(len(obs), bool)
+    return ScoredClip(np.stack(obs), np.stack(actions), np.array(rewards, np.float32), ended, list(infos))
+
+
+class RamReader:
+    """The console's RAM along running Atari episodes, which the vector environment does not give."""
+
+    def __init__(self, config: Config, num_envs: int) -> None:
+        self.twins = [Twin(config, render=False) for _ in range(num_envs)]
+
+    def reset(self, which: range | list[int], seeds: np.ndarray) -> None:
+        for i in which:
+            self.twins[i].reset(int(seeds[i]))
+
+    def step(self, i: int, action: np.ndarray) -> dict[str, Any]:
+        return {"ram": self.twins[i].step(action)[4]["ram"]}
+
+    def close(self) -> None:
+        for twin in self.twins:
+            twin.close()
+
+
+# ---------------------------------------------------------------------------------------------- videos
+
+
+def film_episode(agent: Agent, config: Config, seed: int, greedy: bool, max_steps: int) -> Iterator[np.ndarray]:
+    """Plays one episode and yields its frames (H, W, 3), one for each step and the last."""
+    twin = Twin(config)
+    generator = generator_for(greedy, agent, (seed,))
+    try:
+        obs = twin.reset(seed)
+        for _ in range(max_steps):
+            yield twin.frame()
+            obs, _, terminated, truncated, _ = twin.step(agent.act(obs[None], generator)[0])
+            if terminated or truncated:
+                break
+        yield twin.frame()
+    finally:
+        twin.close()
+
+
+def record_video(
+    agent: Agent,
+    config: Config,
+    info: EnvInfo,
+    path: Path,
+    *,
+    episodes: int = 1,
+    greedy: bool | None = None,
+    max_seconds_shown: float = 30.0,
+    report: Callable[[int, int], None] | None = None,
+) -> Path:
+    """Writes episodes one after another as H.264 mp4 in real time, at 30 frames a second or fewer; atomically.
+
+    Args:
+        max_seconds_shown: of each episode, in seconds of play.
+    """
+    greedy = info.kind != "atari" if greedy is None else greedy
+    stride = max(1, round(info.fps / 30))
+    max_steps = max(1, int(max_seconds_shown * info.fps))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.stem}.mp4")  # not shown until it is whole
+    try:
+        with iio.imopen(aside, "w", plugin="pyav") as file:
+            file.init_video_stream("libx264", fps=round(info.fps / stride), pixel_format="yuv420p")
+            for episode in range(episodes):
+                seed = seed_from(config.seed, PHASE_SEED["record"], episode) >> 1
+                for t, frame in enumerate(film_episode(agent, config, seed, greedy, max_steps)):
+                    if t % stride == 0:
+                        file.write_frame(even(enlarge(frame)))
+                    if report is not None:
+                        report(episode * max_steps + t, episodes * max_steps)
+        aside.replace(path)
+    except OSError as error:
+        raise UserError(f"Cannot write the video {path} ({error.strerror or error}).") from None
+    finally:
+        aside.unlink(missing_ok=True)
+    return path
+
+
+def enlarge(frame: np.ndarray, smallest: int = 320) -> np.ndarray:
+    """Doubles small frames (Atari's 160×210) pixel by pixel, so that compression does not smear them."""
+    factor = max(1, round(smallest / frame.shape[1]))
+    return frame.repeat(factor, 0).repeat(factor, 1) if factor > 1 else frame
+
+
+def even(frame: np.ndarray) -> np.ndarray:
+    """H.264 with 4:2:0 colour wants even sides."""
+    return frame[: frame.shape[0] // 2 * 2, : frame.shape[1] // 2 * 2]

@@ -1,0 +1,122 @@
+"""Who labels: a human, for whom we wait, or a synthetic labeler that scores clips and makes mistakes like one.
+
+Both write to the same label table, so nothing after this phase knows the difference. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rlhf_gym.config import Config, UserError
+from rlhf_gym.segments import Segment, load_segment
+from rlhf_gym.store import Session, Where
+
+POLL_SECONDS = 0.1
+GRACE_SECONDS = 1.0  # after the last label, so that the last one can be taken back too
+
+
+@dataclass(frozen=True)
+class ScoredClip:
+    """What a score function gets: a clip's T steps, or in `evaluate` a whole episode."""
+
+    observations: np.ndarray  # (T, *obs_shape) raw, unmasked
+    actions: np.ndarray  # (T,) or (T, A)
+    rewards: np.ndarray  # (T,) true rewards
+    absorbing: np.ndarray  # (T,) bool: steps after the episode's end
+    infos: list[dict[str, Any]]  # T dicts of numbers; on Atari the console's RAM (128,) under "ram"
+
+
+Score = Callable[[ScoredClip], float]
+
+
+def true_return(clip: ScoredClip) -> float:
+    """The default score: the environment's own reward, summed."""
+    return float(np.sum(clip.rewards))
+
+
+def load_score(name: str) -> Score:
+    """The score function MODULE:FUNCTION, the current directory included in the search; "" is the true return."""
+    if not name:
+        return true_return
+    module_name, _, function_name = name.partition(":")
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        function = getattr(importlib.import_module(module_name), function_name)
+    except ImportError as error:
+        raise UserError(f"--score {name}: cannot import {module_name!r} ({error}); is it in {here}?") from None
+    except AttributeError:
+        raise UserError(f"--score {name}: module {module_name!r} has no function {function_name!r}.") from None
+    if not callable(function):
+        raise UserError(f"--score {name}: {function_name!r} is not a function.")
+
+    def score(clip: ScoredClip) -> float:
+        try:
+            value = float(function(clip))
+        except Exception as error:  # the user's own code: told in their words
+            raise UserError(f"--score {name} raised {type(error).__name__}: {error}.") from error
+        if math.isnan(value):
+            raise UserError(f"--score {name} returned NaN: a score must be a number.")
+        return value
+
+    return score
+
+
+def scored(segment: Segment) -> ScoredClip:
+    return ScoredClip(segment.observations, segment.actions, segment.rewards, segment.absorbing, segment.info_dicts())
+
+
+def synthetic_choice(left: float, right: float, config: Config, rng: np.random.Generator) -> str:
+    """The label of a pair with these scores: skip, equal, or the better one, flipped with the mistake rate."""
+    mistaken = rng.random() < config.mistake_rate
+    if max(left, right) < config.skip_threshold:
+        return "skip"
+    if abs(left - right) <= config.tie_threshold:
+        return "equal"
+    return "left" if (left > right) != mistaken else "right"
+
+
+def label_synthetically(session: Session, config: Config, where: Where, report: Callable[[int, int], None]) -> None:
+    """Labels every open pair of the batch; a batch that was half labeled is finished, not begun anew."""
+    score = load_score(config.score)
+    batch = session.pairs(where.round, where.attempt)
+    clips = session.clips()
+    known: dict[int, float] = {}
+
+    def score_of(clip: int) -> float:
+        if clip not in known:
+            known[clip] = score(scored(load_segment(session.path / clips[clip].path)))
+        return known[clip]
+
+    for n, pair in enumerate(batch, 1):
+        if pair.choice is None:
+            rng = np.random.default_rng((config.seed, pair.id))
+            choice = synthetic_choice(score_of(pair.left_clip), score_of(pair.right_clip), config, rng)
+            session.add_label(f"synthetic-{pair.id}", pair.id, choice, labeler="synthetic")
+        report(n, len(batch))
+
+
+def wait_for_human(session: Session, where: Where, report: Callable[[int, int], None]) -> None:
+    """Sleeps until the batch is labeled and a moment has passed, or the person closed it."""
+    done_since: float | None = None
+    while True:
+        now = session.where()
+        report(now.labeled, now.pairs)
+        if now.phase == "label":
+            done_since = None
+        elif session.closed(where.round, where.attempt):
+            return
+        else:
+            done_since = done_since or time.monotonic()
+            if time.monotonic() - done_since >= GRACE_SECONDS:
+                return
+        time.sleep(POLL_SECONDS)

@@ -1,0 +1,104 @@
+"""The labels of a session as tensors, ready for the reward model.
+
+`Labels` holds every labeled pair: the clips' live steps in one long row, and where each clip lies in it, so that
+clips of any length share a batch. `load_labels` reads them from a session.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rlhf_gym.segments import Segment, load_segment, unstack
+from rlhf_gym.store import Pair, Session
+
+TARGET = {"normal": 0.95, "strong": 1.0}  # what a label says of P(the chosen clip is better)
+
+
+def target(pair: Pair) -> float:
+    """P(left is better) according to the pair's label; 1/2 for equal."""
+    return {"left": TARGET[pair.strength], "right": 1 - TARGET[pair.strength], "equal": 0.5}[pair.choice or "equal"]
+
+
+class Labels:
+    """Labeled pairs as tensors on the CPU.
+
+    Attributes:
+        pairs: P pairs labeled left, right or equal.
+        left, right: (P,) position of each pair's clips among the C clips.
+        target: (P,) what the label says of P(left is better).
+        weight: (K, P) how often member k sees a pair; never means held out for k.
+        live, ended: (C,) live and absorbing steps of each clip.
+        obs, actions: the R live steps of all clips, one after the other; of stacked frames each is kept once
+            (14 times less memory than float stacks) and `rows` stacks them again.
+    """
+
+    def __init__(
+        self,
+        pairs: Sequence[Pair],
+        segments: Mapping[int, Segment],
+        from_env: Callable[[Tensor], Tensor],
+        seed: int,
+        members: int,
+    ) -> None:
+        """segments: by clip id, all that the pairs name; from_env: an agent's, to bring actions into [-1, 1]."""
+        self.pairs = list(pairs)
+        obs: list[Tensor] = []
+        first: list[Tensor] = []
+        frames_so_far, self.stack = 0, 0
+        for segment in segments.values():
+            x = segment.observations[: int((~segment.absorbing).sum())]
+            if x.dtype == np.uint8 and x.ndim == 4:  # (n, S, H, W)
+                self.stack = x.shape[1]
+                frames = unstack(x)
+                stride = self.stack if frames is None else 1
+                first.append(frames_so_far + stride * torch.arange(len(x)))
+                x = x.reshape(-1, *x.shape[2:]) if frames is None else frames
+                frames_so_far += len(x)
+            obs.append(torch.as_tensor(x))
+        live = [segment.actions[~segment.absorbing] for segment in segments.values()]
+        self.obs, self.first = torch.cat(obs), torch.cat(first) if first else None
+        self.actions = from_env(torch.as_tensor(np.concatenate(live)))
+        self.live = torch.tensor([len(a) for a in live])
+        self.ended = torch.tensor([int(s.absorbing.sum()) for s in segments.values()])
+        self.start = torch.cumsum(self.live, 0) - self.live
+        position = {clip: i for i, clip in enumerate(segments)}
+        self.left = torch.tensor([position[p.left_clip] for p in self.pairs])
+        self.right = torch.tensor([position[p.right_clip] for p in self.pairs])
+        self.target = torch.tensor([target(p) for p in self.pairs])
+        # A bootstrap without memory: member k sees a pair Poisson(1) times. A repeat follows its original, so that
+        # nothing leaks into what is held out.
+        draws = [
+            [np.random.default_rng((seed, k, p.repeat_of or p.id)).poisson(1) for p in self.pairs]
+            for k in range(members)
+        ]
+        self.weight = torch.tensor(draws, dtype=torch.float32)
+
+    def rows(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Observations (B, *obs_shape) and actions of the live steps `rows` (B,)."""
+        if self.first is None:
+            return self.obs[rows], self.actions[rows]
+        return self.obs[self.first[rows, None] + torch.arange(self.stack)], self.actions[rows]
+
+    def steps_of(self, clips: Tensor) -> tuple[Tensor, Tensor]:
+        """The live steps (B,) of clips (C,), and which of the clips each belongs to (B,)."""
+        n = self.live[clips]
+        owner = torch.repeat_interleave(torch.arange(len(clips)), n)
+        before = torch.cumsum(n, 0) - n
+        return torch.arange(int(n.sum())) - before[owner] + self.start[clips][owner], owner
+
+
+def load_labels(
+    session: Session, from_env: Callable[[Tensor], Tensor], seed: int, members: int, until: int | None = None
+) -> Labels | None:
+    """Every label of a session up to label row `until`, or None where there is nothing to learn from."""
+    pairs = [p for p in session.pairs(labels_until=until) if p.choice in ("left", "right", "equal")]
+    if all(p.choice == "equal" for p in pairs):
+        return None
+    clips = session.clips()
+    ids = sorted({c for p in pairs for c in (p.left_clip, p.right_clip)})
+    segments = {i: load_segment(session.path / clips[i].path) for i in ids}
+    return Labels(pairs, segments, from_env, seed, members)

@@ -1,0 +1,223 @@
+"""The phases in order: the whole product on one page.
+
+    collect  ->  label  ->  train_reward  ->  train_agent  ->  collect  -> ...      (record while the person labels)
+
+What comes next is read off the disk each time (`Session.where`), so whatever stopped the loop, it goes on from there.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from rlhf_gym import checkpoints, collect, evaluate, labelers
+from rlhf_gym.checkpoints import PHASE_SEED, Snapshot, load_state, save_state
+from rlhf_gym.config import Config
+from rlhf_gym.envs import EnvInfo
+from rlhf_gym.labels import load_labels
+from rlhf_gym.monitor import Monitor, clock
+from rlhf_gym.store import START, Pair, Session, Where
+from rlhf_gym.train import RewardModel, predicted, train_agent, train_reward
+
+EVAL_SECONDS = 30.0
+MAX_CHECKPOINT_SECONDS = 60.0
+
+
+@dataclass
+class Loop:
+    """What every phase needs."""
+
+    session: Session
+    config: Config
+    info: EnvInfo
+    device: torch.device
+    monitor: Monitor
+
+    def newest(self, before: int) -> Snapshot:
+        """The agent that a round begins with."""
+        return Snapshot.load(self.session.checkpoint(before - 1), self.device)
+
+
+def run(session: Session, config: Config, info: EnvInfo, monitor: Monitor) -> None:
+    """Runs a session until its rounds are done (config.rounds; 0 means until interrupted).
+
+    Raises:
+        UserError: the session is running elsewhere, or something of the user's is in the way.
+    """
+    with session.lock():
+        loop = Loop(session, config, info, checkpoints.pick_device(config, info), monitor)
+        try:
+            prepare(loop)
+            while (where := session.where()).phase not in ("record", "finished"):
+                if where.phase != "collect":
+                    record(loop, where.round - 1)
+                {"collect": collect_pairs, "label": label, "train_reward": fit_reward, "train_agent": fit_agent}[
+                    where.phase
+                ](loop, where)
+            record(loop, where.round)
+            session.write_progress(phase="finished", round=where.round)
+        finally:
+            monitor.close()
+
+
+# ---------------------------------------------------------------------------------------------- before the first round
+
+
+def prepare(loop: Loop) -> None:
+    """Makes the untrained agent, measures this machine once, and says how long a round will take."""
+    session, config = loop.session, loop.config
+    if START not in session.trained_rounds():
+        agent = checkpoints.new_agent(loop.info, config, loop.device)
+        Snapshot(agent, None, config, loop.info, START).save(session.checkpoint(START))
+    if config.checkpoint_iterations == 0:
+        seconds = measure_iteration(loop)
+        every = max(1, int(MAX_CHECKPOINT_SECONDS / 2 / seconds))  # half, as other work may slow the machine
+        loop.config = replace(config, checkpoint_iterations=every)
+        session.write_config(loop.config, seconds_per_iteration=seconds)
+        iterations = math.ceil(config.agent_steps_per_round / (config.num_envs * config.num_steps))
+        loop.monitor.say(
+            f"{config.env_id} on {loop.device}: about {clock(iterations * seconds)} of agent training a round, "
+            f"{config.pairs_per_round} pairs to label, about {megabytes_per_round(loop):.0f} MB of disk."
+        )
+
+
+def measure_iteration(loop: Loop) -> float:
+    """Seconds of one PPO iteration here, with the reward model scored, on a throwaway agent."""
+    config, agent = loop.config, checkpoints.new_agent(loop.info, loop.config, loop.device)
+    model = checkpoints.new_reward_model(loop.info, config, loop.device, 0)
+    share = 8 if loop.info.image else 1  # of a rollout, so that the person need not wait for the measurement
+    config = replace(config, num_steps=max(2, config.num_steps // share), checkpoint_iterations=0)
+    speeds: list[float] = []
+    train_agent(
+        agent, predicted(model), config, loop.device, steps=2 * config.num_envs * config.num_steps,
+        seed_path=(config.seed, 0), report=lambda done, total, metrics: speeds.append(metrics["charts/SPS"]),
+    )  # fmt: skip
+    return loop.config.num_envs * loop.config.num_steps / speeds[-1]  # the first iteration warms up
+
+
+def megabytes_per_round(loop: Loop) -> float:
+    """A guess from what such clips take: compressed observations and sprite sheets, video, checkpoint."""
+    steps = collect.clip_steps(loop.config, loop.info)
+    per_clip = 0.1 + steps * (0.002 if loop.info.image else 0.0002)
+    return 2 * loop.config.pairs_per_round * per_clip + (20 if loop.info.image else 1)
+
+
+# ---------------------------------------------------------------------------------------------- the phases
+
+
+def collect_pairs(loop: Loop, where: Where) -> None:
+    if where.attempt > 0:
+        loop.monitor.say("Nothing to learn from in that batch (only ties or skips): trying once more, longer clips.")
+    with loop.monitor.phase(where.round, "collect", "clips") as report:
+        snapshot = loop.newest(where.round)
+        collect.collect(loop.session, snapshot, loop.config, loop.info, where.round, where.attempt, report)
+
+
+def label(loop: Loop, where: Where) -> None:
+    with loop.monitor.phase(where.round, "label", "pairs") as report:
+        if loop.config.labeler == "synthetic":
+            labelers.label_synthetically(loop.session, loop.config, where, report)
+        else:
+            labelers.wait_for_human(loop.session, where, report)
+
+
+def fit_reward(loop: Loop, where: Where) -> None:
+    """Trains the reward model on all labels there are; leaves it in the in-phase checkpoint of train_agent."""
+    session, config, number = loop.session, loop.config, where.round
+    before, partial = loop.newest(number), session.partial(number, "train_reward")
+    state: dict[str, Any] = {"last_label_id": session.last_label_id()}
+    if partial.exists():
+        state = load_state(partial, loop.device)
+    until = state["last_label_id"]
+    save_state(partial, state)  # from here on the round's labels are fixed
+    labels = load_labels(session, before.agent.from_env, config.seed, config.ensemble_size, until)
+    model: RewardModel | None = None
+    with loop.monitor.phase(number, "train_reward", "steps") as report:
+        if labels is not None:
+            model = checkpoints.new_reward_model(loop.info, config, loop.device, number)
+            if config.reward_init == "previous" and before.reward is not None:
+                model.load_state_dict(before.reward.state_dict())
+            metrics = train_reward(
+                model, labels, config, loop.device, report=report, state=state.get("training"),
+                save=lambda training: save_state(partial, {"last_label_id": until, "training": training}),
+            )  # fmt: skip
+            batch = session.pairs(number, where.attempt)
+            report(report.total, report.total, metrics | foresight(batch) | consistency(session))
+    if model is None:
+        loop.monitor.say("No label says better or worse yet: the agent stays as it is. Label again.")
+    reward = model.state_dict() if model is not None else {}
+    save_state(session.partial(number, "train_agent"), {"last_label_id": until, "reward": reward, "training": {}})
+    partial.unlink()
+
+
+def foresight(batch: list[Pair]) -> dict[str, float]:
+    """Prequential accuracy: how often the reward model was right about this batch before it learned from it.
+
+    On uniformly drawn pairs alone: those chosen by disagreement are hard on purpose.
+    """
+    decided = [p for p in batch if p.kind == "uniform" and p.choice in ("left", "right") and p.p_left is not None]
+    if not decided:
+        return {}
+    right = [((p.p_left or 0.0) > 0.5) == (p.choice == "left") for p in decided]
+    return {"reward/prequential_accuracy": float(np.mean(right)), "reward/prequential_pairs": float(len(decided))}
+
+
+def consistency(session: Session) -> dict[str, float]:
+    """How often a hidden repeat, sides swapped, got the label that agrees with the first."""
+    pairs = {p.id: p for p in session.pairs()}
+    repeats = [(p.choice, pairs[p.repeat_of].choice) for p in pairs.values() if p.repeat_of is not None]
+    decided = [(a, b) for a, b in repeats if {a, b} <= {"left", "right"}]
+    if not decided:
+        return {}
+    return {"labels/consistency": float(np.mean([a != b for a, b in decided])), "labels/repeats": float(len(decided))}
+
+
+def fit_agent(loop: Loop, where: Where) -> None:
+    """Trains the agent on the reward model, from the last in-phase checkpoint if there is one."""
+    session, config, number = loop.session, loop.config, where.round
+    before, partial = loop.newest(number), session.partial(number, "train_agent")
+    state = load_state(partial, loop.device)
+    model, steps_done = before.reward, 0
+    if state["reward"]:
+        model = checkpoints.new_reward_model(loop.info, config, loop.device, number)
+        model.load_state_dict(state["reward"])
+        model.eval()
+
+        def save(training: dict[str, object]) -> None:
+            save_state(partial, {**state, "training": training})
+
+        with loop.monitor.phase(number, "train_agent", "steps") as report:
+            steps_done = train_agent(
+                before.agent, predicted(model), config, loop.device, steps=config.agent_steps_per_round,
+                seed_path=(config.seed, number, PHASE_SEED["train_agent"]), warmup=config.value_warmup_iterations,
+                absorbing_reward=model.absorbing_reward(), state=state["training"] or None, save=save,
+                report=lambda done, total, metrics: report(done, total, metrics, before.global_step + done),
+            )  # fmt: skip
+    global_step = before.global_step + steps_done
+    snapshot = Snapshot(before.agent, model, config, loop.info, number, state["last_label_id"], global_step)
+    snapshot.save(session.checkpoint(number))
+    partial.unlink()
+
+
+def record(loop: Loop, number: int) -> None:
+    """Evaluates a round's agent on the true reward and records an episode; does nothing if that is done."""
+    session, config = loop.session, loop.config
+    if session.recorded(number):
+        return
+    snapshot = Snapshot.load(session.checkpoint(number), loop.device)
+    with loop.monitor.phase(number, "record", "episodes") as report:
+        if (config.labeler == "human" or config.render) and not session.video(number).exists():
+            evaluate.record_video(snapshot.agent, config, loop.info, session.video(number))
+        score = labelers.load_score(config.score) if config.score else None
+        result = evaluate.evaluate(
+            snapshot.agent, config, loop.info, number, config.eval_episodes,
+            max_seconds=EVAL_SECONDS, score=score, report=report,
+        )  # fmt: skip
+        keys = ("mean", "std", "min", "max", "mean_length", "episodes", "score_mean", "score_std")
+        report.put({f"eval/{k}": result[k] for k in keys if result.get(k) is not None}, snapshot.global_step)
+        report(result["episodes"], result["episodes"])
+        report.numbers = {"eval/mean": result["mean"]} if result["mean"] is not None else {}

@@ -1,0 +1,133 @@
+"""What the loop is doing, told at once to the terminal, to the page, to the metric table and to TensorBoard."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
+
+from rlhf_gym.store import Session, finite
+
+PAGE_SECONDS = 0.2  # between two writes of progress.json
+METRIC_SECONDS = 1.0  # between two rows of a metric
+LINE_SECONDS = 10.0  # between two lines where the terminal is none
+
+SHORT = {  # names on the line, in this order
+    "charts/predicted_reward": "predicted",
+    "charts/true_return": "true",
+    "reward/loss": "loss",
+    "reward/accuracy": "accuracy",
+    "reward/held_out_accuracy": "held-out",
+    "eval/mean": "true return",
+}
+
+
+def clock(seconds: float) -> str:
+    """125 -> 2:05"""
+    whole = round(seconds)
+    return (
+        f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
+        if whole >= 3600
+        else f"{whole // 60}:{whole % 60:02d}"
+    )
+
+
+class Monitor:
+    """Reports one phase after another. Not thread-safe: the loop alone uses it."""
+
+    def __init__(self, session: Session, console: Console) -> None:
+        self.session, self.console = session, console
+        self.writer: Any = None  # TensorBoard's, opened at the first metric: it takes a second to import
+        self.round, self.name, self.unit = 0, "", ""
+        self.numbers: dict[str, float] = {}
+        self.began = self.paged = self.measured = self.lined = 0.0
+        self.first: int | None = None
+        self.done = self.total = 0
+        self.progress: Progress | None = None
+        self.task: TaskID | None = None
+
+    def close(self) -> None:
+        if self.writer is not None:
+            self.writer.close()
+
+    @contextlib.contextmanager
+    def phase(self, round: int, name: str, unit: str) -> Iterator[Monitor]:
+        """Shows a progress bar while the phase runs, and leaves one line behind when it is done."""
+        self.round, self.name, self.unit, self.numbers = round, name, unit, {}
+        self.began, self.paged, self.measured, self.lined = time.monotonic(), 0.0, 0.0, time.monotonic()
+        self.first, self.done, self.total = None, 0, 0
+        self.page()
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24))
+        with Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as bar:
+            self.progress, self.task = bar, bar.add_task(self.line(), total=None)
+            yield self
+        self.progress = None
+        self.console.print(self.line(), highlight=False)
+
+    def __call__(self, done: int, total: int, metrics: Mapping[str, float] | None = None, step: int = 0) -> None:
+        """Progress within the phase, and what was measured there.
+
+        Args:
+            step: where metrics stand on the x axis; 0 stands for `done`.
+        """
+        self.first = done if self.first is None else self.first
+        self.done, self.total = done, total
+        now = time.monotonic()
+        if metrics:
+            self.numbers |= {k: v for k, v in metrics.items() if finite(v) is not None}
+            if done >= total or now - self.measured >= METRIC_SECONDS:
+                self.measured = now
+                self.put(metrics, step or done)
+        if done >= total or now - self.paged >= PAGE_SECONDS:
+            self.paged = now
+            self.page()
+        if self.progress is not None and self.task is not None:
+            self.progress.update(self.task, description=self.line(), completed=done, total=total)
+        if not self.console.is_terminal and now - self.lined >= LINE_SECONDS and self.name != "label":
+            self.lined = now
+            self.console.print(self.line(), highlight=False)
+
+    def put(self, metrics: Mapping[str, float | None], step: int) -> None:
+        """Stores metrics under the same names in the metric table and in TensorBoard."""
+        self.session.put_metrics(self.round, self.name, step, metrics)
+        if self.writer is None:
+            from torch.utils.tensorboard import SummaryWriter  # a second to import
+
+            self.writer = SummaryWriter(str(self.session.path / "tb"))
+        for name, value in metrics.items():
+            if finite(value) is not None:
+                self.writer.add_scalar(name, value, step)
+
+    def speed(self) -> float | None:
+        """Units per second since the phase began or went on."""
+        elapsed = time.monotonic() - self.began
+        return (self.done - self.first) / elapsed if self.first is not None and elapsed > 0.5 else None
+
+    def eta(self) -> float | None:
+        speed = self.speed()
+        return (self.total - self.done) / speed if speed and self.total else None
+
+    def line(self) -> str:
+        """round 2 train_agent 40,960/50,000 | predicted 0.83 | true 412.0 | 9,812 steps/s | eta 0:01"""
+        parts = [f"round {'start' if self.round < 0 else self.round} {self.name} {self.done:,}/{self.total:,}"]
+        parts += [f"{short} {self.numbers[n]:.4g}" for n, short in SHORT.items() if n in self.numbers]
+        if self.name == "train_agent" and (speed := self.speed()):
+            parts.append(f"{speed:,.0f} {self.unit}/s")
+        if self.name != "label" and self.done < self.total and (eta := self.eta()) is not None:
+            parts.append(f"eta {clock(eta)}")
+        return " | ".join(parts)
+
+    def page(self, message: str = "") -> None:
+        """What the page shows."""
+        numbers = {short: self.numbers[n] for n, short in SHORT.items() if n in self.numbers}
+        self.session.write_progress(
+            phase=self.name, round=self.round, done=self.done, total=self.total, unit=self.unit,
+            speed=finite(self.speed()), eta=finite(self.eta()), message=message, numbers=numbers,
+        )  # fmt: skip
+
+    def say(self, text: str) -> None:
+        self.console.print(text, highlight=False)

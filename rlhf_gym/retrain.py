@@ -1,0 +1,156 @@
+"""Training alone, with no page: `python -m rlhf_gym.train`.
+
+    python -m rlhf_gym.train cartpole-1                             retrain a session from its saved labels
+    python -m rlhf_gym.train --env-id CartPole-v1 --reward env      plain PPO on the true reward
+
+Plain PPO is how the engine is proved right; retraining shows what other settings make of the same labels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import tyro
+
+from rlhf_gym import checkpoints, cli, envs, store
+from rlhf_gym.checkpoints import PHASE_SEED, Snapshot
+from rlhf_gym.config import Config, Settings, UserError, resolve
+from rlhf_gym.evaluate import evaluate
+from rlhf_gym.labels import load_labels
+from rlhf_gym.train import Normalizer, Rollout, predicted, train_agent, train_reward
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train with no page: a session's labels anew, or plain PPO on the true reward."""
+
+    session: tyro.conf.Positional[str] = ""
+    """A session to retrain from its saved labels; nothing in it is changed."""
+    env_id: str = ""
+    """Environment of plain PPO (with --reward env)."""
+    reward: Literal["labels", "env"] = "labels"
+    """labels: a session's reward model, trained anew; env: the true reward."""
+    steps: int = 0
+    """Steps to train the agent; 0 means as many as the session has trained, or one round."""
+    stop_at: float = float("inf")
+    """With --reward env: stop once the mean of the last 100 episodes reaches this."""
+    out: Path | None = None
+    """Checkpoint to write."""
+    settings: tyro.conf.OmitArgPrefixes[Settings] = field(default_factory=Settings)
+    data_dir: Path = Path("data")
+    """Directory that holds the sessions."""
+
+
+def main() -> None:
+    """Entry point; a user's mistake is one line on stderr."""
+    args = sys.argv[1:]
+    command = cli.parse(args, Train, "python -m rlhf_gym.train", "The engine alone.")
+    try:
+        if command.reward == "env":
+            plain_ppo(command, args)
+        else:
+            retrain(command, args)
+    except UserError as error:
+        print(f"rlhf-gym: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+class TrueReward:
+    """Scores a rollout by the environment's own reward; with continuous actions over the spread of the return.
+
+    The spread is that of the running discounted return, as in CleanRL's continuous PPO (NormalizeReward).
+    """
+
+    def __init__(self, config: Config, scaled: bool) -> None:
+        self.gamma, self.scaled = config.gamma, scaled
+        self.spread, self.running = Normalizer(()), torch.zeros(config.num_envs)
+
+    def __call__(self, roll: Rollout, true_rewards: np.ndarray) -> torch.Tensor:
+        rewards = torch.as_tensor(true_rewards)
+        if self.scaled:
+            for reward, ended in zip(rewards, (roll.terminated | roll.truncated).cpu(), strict=True):
+                self.running = self.running * self.gamma + reward
+                self.spread.update(self.running)
+                self.running = self.running * ~ended
+            rewards = rewards / (self.spread.var.float() + 1e-8).sqrt()
+        return rewards.to(roll.values.device)
+
+
+class Progress:
+    """Prints a line every two seconds, and says when the agent is good enough."""
+
+    def __init__(self, stop_at: float) -> None:
+        self.began, self.lined, self.stop_at = time.monotonic(), 0.0, stop_at
+
+    def __call__(self, done: int, total: int, metrics: dict[str, float]) -> bool:
+        now = time.monotonic()
+        good = metrics.get("charts/episodes", 0) >= 100 and metrics["charts/true_return"] >= self.stop_at
+        if now - self.lined >= 2 or done >= total or good:
+            self.lined = now
+            names = {"charts/true_return": "true", "charts/predicted_reward": "reward", "charts/SPS": "steps/s"}
+            numbers = " | ".join(f"{short} {metrics[n]:,.4g}" for n, short in names.items() if n in metrics)
+            print(f"train_agent {done:,}/{total:,} | {numbers} | {now - self.began:.1f} s", flush=True)
+        return good
+
+
+def plain_ppo(command: Train, args: list[str]) -> None:
+    """PPO on the true reward: an ended episode is worth nothing more."""
+    if not command.env_id:
+        raise UserError("--reward env needs an environment: give --env-id, e.g. --env-id CartPole-v1.")
+    given = {"env_id": command.env_id, **cli.explicit(command.settings, args)}
+    info = envs.describe(Config(**given))
+    config = resolve(given, info.kind)
+    device = checkpoints.pick_device(config, info)
+    agent = checkpoints.new_agent(info, config, device)
+    score = TrueReward(config, scaled=info.num_actions is None)
+    began = time.monotonic()
+    steps = train_agent(
+        agent, score, config, device, steps=command.steps or config.agent_steps_per_round,
+        seed_path=(config.seed, 0, PHASE_SEED["train_agent"]), report=Progress(command.stop_at),
+    )  # fmt: skip
+    print(f"trained {steps:,} steps in {time.monotonic() - began:.1f} s")
+    finish(Snapshot(agent, None, config, info, 0, 0, steps), command)
+
+
+def retrain(command: Train, args: list[str]) -> None:
+    """A new reward model from all labels of a session, and a new agent trained on it alone."""
+    if not command.session:
+        raise UserError("Nothing to train: name a session, or give --reward env --env-id CartPole-v1.")
+    session = store.open_session(command.data_dir, command.session)
+    config = dataclasses.replace(session.config, **cli.explicit(command.settings, args))
+    info = envs.describe(config)
+    device = checkpoints.pick_device(config, info)
+    agent = checkpoints.new_agent(info, config, device)
+    labels = load_labels(session, agent.from_env, config.seed, config.ensemble_size)
+    if labels is None:
+        raise UserError(f"Session {session.name!r} has no label that says better or worse: label some pairs first.")
+    model = checkpoints.new_reward_model(info, config, device, 0)
+    metrics = train_reward(model, labels, config, device)
+    print(f"train_reward {len(labels.pairs)} labels | " + " | ".join(f"{k} {v:.3g}" for k, v in metrics.items()))
+    rounds = [r for r in session.trained_rounds() if r >= 0]
+    steps = command.steps or config.agent_steps_per_round * max(1, len(rounds))
+    seed_path = (config.seed, 0, PHASE_SEED["train_agent"])
+    done = train_agent(
+        agent, predicted(model), config, device, steps=steps, seed_path=seed_path,
+        absorbing_reward=model.absorbing_reward(), report=Progress(float("inf")),
+    )  # fmt: skip
+    finish(Snapshot(agent, model, config, info, max(rounds, default=0), session.last_label_id(), done), command)
+
+
+def finish(snapshot: Snapshot, command: Train) -> None:
+    """Evaluates the agent and, if asked, writes it."""
+    result: dict[str, Any] = evaluate(snapshot.agent, snapshot.config, snapshot.info, 0, 20, max_seconds=60)
+    print(f"true return {result['mean']} ± {result['std']} over {result['episodes']} episodes")
+    if command.out is not None:
+        command.out.parent.mkdir(parents=True, exist_ok=True)
+        snapshot.save(command.out)
+        print(command.out)

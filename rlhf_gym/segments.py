@@ -1,0 +1,79 @@
+"""Segments: what the model sees of a clip, as .npz files.
+
+Stacked frames are stored once each, absorbing steps not at all: a Pong clip of 25 steps takes 28 frames, not 100.
+Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rlhf_gym.config import UserError
+from rlhf_gym.store import write_atomic
+
+
+@dataclass(frozen=True)
+class Segment:
+    """What the model sees of a clip, whole: T steps, of which those from the episode's end on are absorbing."""
+
+    observations: np.ndarray  # (T, *obs_shape) raw and unmasked; after the end the terminal observation, held
+    actions: np.ndarray  # (T,) int64 or (T, A) float32; zeros where absorbing
+    rewards: np.ndarray  # (T,) float32, the true reward; zeros where absorbing
+    absorbing: np.ndarray  # (T,) bool
+    infos: dict[str, np.ndarray]  # name -> (T, ...) numbers the environment reported; on Atari also "ram" (T, 128)
+
+    def info_dicts(self) -> list[dict[str, Any]]:
+        return [{k: v[t] for k, v in self.infos.items()} for t in range(len(self.rewards))]
+
+
+def save_segment(path: Path, segment: Segment) -> None:
+    """Writes a segment as .npz; stacked frames are stored once each, not once per stack they stand in."""
+    arrays: dict[str, Any] = {"actions": segment.actions, "rewards": segment.rewards, "absorbing": segment.absorbing}
+    arrays |= {f"info_{k}": v for k, v in segment.infos.items()}
+    frames = None
+    if segment.observations.dtype == np.uint8 and segment.observations.ndim == 4:
+        frames = unstack(segment.observations[: _shown(segment.absorbing)])
+    arrays |= {"observations": segment.observations} if frames is None else {"frames": frames}
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    write_atomic(path, buffer.getvalue())
+
+
+def load_segment(path: Path) -> Segment:
+    """Reads what save_segment wrote; raises UserError where the file is missing or damaged."""
+    try:
+        return _read(path)
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise UserError(f"Clip {path} cannot be read ({error}).") from None
+
+
+def _read(path: Path) -> Segment:
+    with np.load(path, allow_pickle=False) as file:
+        absorbing = file["absorbing"]
+        if "frames" in file:
+            frames = file["frames"]
+            shown = _shown(absorbing)
+            stack = len(frames) - shown + 1
+            observations = np.stack([frames[s : s + stack] for s in np.minimum(np.arange(len(absorbing)), shown - 1)])
+        else:
+            observations = file["observations"]
+        infos = {k.removeprefix("info_"): file[k] for k in file.files if k.startswith("info_")}
+        return Segment(observations, file["actions"], file["rewards"], absorbing, infos)
+
+
+def _shown(absorbing: np.ndarray) -> int:
+    """Steps with an observation of their own: the live ones and the terminal one, which the others only hold."""
+    return len(absorbing) - max(int(absorbing.sum()) - 1, 0)
+
+
+def unstack(stacks: np.ndarray) -> np.ndarray | None:
+    """(T, S, H, W) stacks that slide by one frame a step -> (T + S - 1, H, W) frames; None where they do not."""
+    if not np.array_equal(stacks[1:, :-1], stacks[:-1, 1:]):
+        return None
+    return np.concatenate([stacks[0], stacks[1:, -1]])

@@ -1,0 +1,645 @@
+"""A session on disk: paths, tables, transactions, files. The only module that knows where things lie.
+
+A session is one directory; the loop and the web page share nothing else. What phase a session is in is derived
+from what is there (`Session.where`), never stored, so every phase may run twice and a kill costs little.
+Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from filelock import FileLock, Timeout
+from sqlalchemy.dialects.sqlite import insert as sqlite_insert
+
+from rlhf_gym import config as cfg
+from rlhf_gym.config import Config, UserError
+
+START = -1  # the round number of the untrained agent; its checkpoint is start.pt
+CHOICES = ("left", "right", "equal", "skip")
+STRENGTHS = ("normal", "strong")
+PHASES = ("collect", "label", "train_reward", "train_agent", "record", "finished")
+NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+MAX_LABEL_ID_CHARS = 64
+
+# ---------------------------------------------------------------------------------------------- the tables
+
+tables = sa.MetaData()
+
+clip_table = sa.Table(
+    "clip", tables,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("round", sa.Integer, nullable=False, index=True),
+    sa.Column("attempt", sa.Integer, nullable=False),
+    sa.Column("path", sa.String, nullable=False, unique=True),  # .npz, relative to the session
+    sa.Column("sheet", sa.String),  # sprite sheet (.png), relative; NULL where nothing was rendered
+    sa.Column("frame_width", sa.Integer), sa.Column("frame_height", sa.Integer),
+    sa.Column("columns", sa.Integer), sa.Column("frames", sa.Integer),
+    sa.Column("fps", sa.Float, nullable=False),  # of the sheet's frames
+    sa.Column("steps", sa.Integer, nullable=False),
+    sa.Column("ended_frame", sa.Integer),  # first frame that shows an ended episode; NULL if it goes on
+    sa.Column("seed", sa.Integer, nullable=False), sa.Column("start", sa.Integer, nullable=False),
+    sa.Column("true_return", sa.Float),
+)  # fmt: skip
+
+pair_table = sa.Table(
+    "pair", tables,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("round", sa.Integer, nullable=False, index=True),
+    sa.Column("attempt", sa.Integer, nullable=False),
+    sa.Column("position", sa.Integer, nullable=False),
+    sa.Column("left_clip", sa.ForeignKey("clip.id"), nullable=False),
+    sa.Column("right_clip", sa.ForeignKey("clip.id"), nullable=False),
+    sa.Column("kind", sa.String, nullable=False),  # uniform, disagreement, repeat
+    sa.Column("repeat_of", sa.ForeignKey("pair.id")),
+    sa.Column("p_left", sa.Float),  # what the reward model said before the label: P(left is better)
+    sa.Column("disagreement", sa.Float),
+    sa.UniqueConstraint("round", "attempt", "position"),
+)  # fmt: skip
+
+label_table = sa.Table(
+    "label", tables,
+    sa.Column("id", sa.Integer, primary_key=True),  # the newest row of a pair is its current label
+    sa.Column("uid", sa.String, nullable=False, unique=True),  # made by the client, so that a retry counts once
+    sa.Column("pair", sa.ForeignKey("pair.id"), nullable=False, index=True),
+    sa.Column("choice", sa.String),  # NULL: taken back
+    sa.Column("strength", sa.String, nullable=False, server_default="normal"),
+    sa.Column("labeler", sa.String, nullable=False),
+    sa.Column("response_ms", sa.Integer),
+    sa.Column("created", sa.Float, nullable=False),
+    sqlite_autoincrement=True,
+)  # fmt: skip
+
+event_table = sa.Table(
+    "event", tables,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("kind", sa.String, nullable=False),  # close, goal, settings, stop …
+    sa.Column("round", sa.Integer, nullable=False),
+    sa.Column("payload", sa.JSON, nullable=False),
+    sa.Column("created", sa.Float, nullable=False),
+    sqlite_autoincrement=True,
+)  # fmt: skip
+
+metric_table = sa.Table(
+    "metric", tables,
+    sa.Column("round", sa.Integer, primary_key=True),
+    sa.Column("phase", sa.String, primary_key=True),
+    sa.Column("step", sa.Integer, primary_key=True),
+    sa.Column("name", sa.String, primary_key=True),
+    sa.Column("value", sa.Float, nullable=False),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Clip:
+    id: int
+    round: int
+    attempt: int
+    path: str
+    sheet: str | None
+    frame_width: int | None
+    frame_height: int | None
+    columns: int | None
+    frames: int | None
+    fps: float
+    steps: int
+    ended_frame: int | None
+    seed: int
+    start: int
+    true_return: float | None
+
+
+@dataclass(frozen=True)
+class Pair:
+    id: int
+    round: int
+    attempt: int
+    position: int
+    left_clip: int
+    right_clip: int
+    kind: str
+    repeat_of: int | None
+    p_left: float | None
+    disagreement: float | None
+    choice: str | None = None  # the current label, if any
+    strength: str = "normal"
+    label_id: int | None = None
+
+
+@dataclass(frozen=True)
+class Where:
+    """What a session has to do next: round, attempt at its batch, and phase."""
+
+    round: int
+    attempt: int
+    phase: str
+    pairs: int
+    labeled: int
+
+
+# ---------------------------------------------------------------------------------------------- small files
+
+
+def write_atomic(path: Path, data: bytes, durable: bool = True) -> None:
+    """Writes a file aside, flushes it to disk and renames it into place: readers see the old or the new, whole."""
+    handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        os.replace(aside, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(aside)
+        raise
+    if durable and os.name == "posix":  # the rename itself must reach the disk too
+        directory = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+
+
+def round_name(number: int) -> str:
+    return "start" if number == START else f"r{number:03d}"
+
+
+def finite(value: float | None) -> float | None:
+    """SQLite stores NaN as NULL and JSON refuses it, so neither ever gets one."""
+    return float(value) if value is not None and math.isfinite(value) else None
+
+
+# ---------------------------------------------------------------------------------------------- the session
+
+
+class Session:
+    """One session directory, open for reading and writing.
+
+    Any number of processes may have it open; only the one that holds `lock()` may run the loop.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+        self.name = self.path.name
+        self.engine = _engine(self.path / "session.db")
+
+    def close(self) -> None:
+        self.engine.dispose()
+
+    # ------------------------------------------------------------------ settings
+
+    def header(self) -> dict[str, Any]:
+        """config.json: format, config, environment, versions, created."""
+        file = self.path / "config.json"
+        try:
+            header = json.loads(file.read_text())
+        except (OSError, ValueError) as error:
+            raise UserError(f"Session {self.name!r} has no readable config.json ({error}).") from None
+        if not isinstance(header, dict) or header.get("format") != cfg.FORMAT_VERSION:
+            found = header.get("format") if isinstance(header, dict) else None
+            raise UserError(
+                f"Session {self.name!r} has format {found!r}, this rlhf-gym reads {cfg.FORMAT_VERSION}: "
+                "open it with the version that made it."
+            )
+        return header
+
+    @property
+    def config(self) -> Config:
+        return cfg.from_json(json.dumps(self.header().get("config")))
+
+    def write_config(self, config: Config, **more: Any) -> None:
+        """Replaces config.json atomically, keeping the other entries of its header."""
+        header = {**self.header(), **more} if (self.path / "config.json").exists() else more
+        header = {"format": cfg.FORMAT_VERSION, **header, "config": json.loads(cfg.to_json(config))}
+        write_atomic(self.path / "config.json", json.dumps(header, indent=2, allow_nan=False).encode())
+
+    def goal(self) -> str:
+        """The sentence above the clips: the newest that was set, else the one the session began with."""
+        events = self.events("goal")
+        return str(events[-1]["payload"]["text"]) if events else self.config.goal
+
+    # ------------------------------------------------------------------ transactions
+
+    @contextlib.contextmanager
+    def read(self) -> Iterator[sa.Connection]:
+        with self.engine.connect() as connection:
+            yield connection.execution_options(isolation_level="AUTOCOMMIT")
+
+    def write(self) -> contextlib.AbstractContextManager[sa.Connection]:
+        return self.engine.begin()  # BEGIN IMMEDIATE, see _engine
+
+    # ------------------------------------------------------------------ clips and pairs
+
+    def clip_directory(self, number: int, attempt: int) -> Path:
+        return self.path / "clips" / (round_name(number) + ("" if attempt == 0 else f"-{attempt}"))
+
+    def clear_batch_files(self, number: int, attempt: int) -> Path:
+        """An empty directory for a batch's clips: what a killed collect phase left there goes."""
+        directory = self.clip_directory(number, attempt)
+        shutil.rmtree(directory, ignore_errors=True)
+        directory.mkdir(parents=True)
+        return directory
+
+    def add_batch(self, clips: Sequence[Mapping[str, Any]], pairs: Sequence[Mapping[str, Any]]) -> None:
+        """Inserts a round's clips and pairs in one transaction; after it the round is collected.
+
+        Args:
+            clips: rows of `clip` without `id`.
+            pairs: rows of `pair` without `id`; `left` and `right` are indices into `clips`, or, with
+                `repeat_of`, absent: a repeat shows the clips of the earlier pair with sides swapped.
+        """
+        with self.write() as db:
+            ids = [_insert(db, clip_table, c) for c in clips]
+            for pair in pairs:
+                row = dict(pair)
+                if row.get("repeat_of") is not None:
+                    old = db.execute(sa.select(pair_table).where(pair_table.c.id == row["repeat_of"])).one()
+                    row |= {"left_clip": old.right_clip, "right_clip": old.left_clip}
+                else:
+                    row |= {"left_clip": ids[row.pop("left")], "right_clip": ids[row.pop("right")]}
+                db.execute(pair_table.insert().values(**row))
+
+    def pairs(
+        self,
+        round: int | None = None,
+        attempt: int | None = None,
+        labels_until: int | None = None,
+        ids: Sequence[int] | None = None,
+    ) -> list[Pair]:
+        """Pairs in the order they are shown, each with its current label.
+
+        Args:
+            labels_until: the newest label row that counts (what a checkpoint saw); None: all of them.
+        """
+        newest = sa.select(label_table.c.pair, sa.func.max(label_table.c.id).label("id")).group_by(label_table.c.pair)
+        if labels_until is not None:
+            newest = newest.where(label_table.c.id <= labels_until)
+        current = newest.subquery()
+        query = (
+            sa.select(pair_table, label_table.c.choice, label_table.c.strength, label_table.c.id.label("label_id"))
+            .outerjoin(current, current.c.pair == pair_table.c.id)
+            .outerjoin(label_table, label_table.c.id == current.c.id)
+            .order_by(pair_table.c.round, pair_table.c.attempt, pair_table.c.position)
+        )
+        if round is not None:
+            query = query.where(pair_table.c.round == round)
+        if attempt is not None:
+            query = query.where(pair_table.c.attempt == attempt)
+        if ids is not None:
+            query = query.where(pair_table.c.id.in_(ids))
+        with self.read() as db:
+            rows = db.execute(query).mappings()
+            return [Pair(**{**row, "strength": row["strength"] or "normal"}) for row in rows]
+
+    def clips(self, ids: Sequence[int] | None = None) -> dict[int, Clip]:
+        query = sa.select(clip_table)
+        if ids is not None:
+            query = query.where(clip_table.c.id.in_(list(ids)))
+        with self.read() as db:
+            return {row["id"]: Clip(**row) for row in db.execute(query).mappings()}
+
+    # ------------------------------------------------------------------ labels
+
+    def add_label(
+        self,
+        uid: str,
+        pair: int,
+        choice: str | None,
+        *,
+        strength: str = "normal",
+        labeler: str = "human",
+        response_ms: int | None = None,
+    ) -> int:
+        """Commits a label to disk and returns its row id. The same uid again returns the same row.
+
+        Args:
+            choice: left, right, equal or skip; None takes the pair's label back.
+
+        Raises:
+            KeyError: no such pair.
+            ValueError: a bad choice, strength, uid or time, or a uid that was used for another label.
+        """
+        if choice is not None and choice not in CHOICES:
+            raise ValueError(f"{choice!r} is no label: use one of {', '.join(CHOICES)}.")
+        if strength not in STRENGTHS:
+            raise ValueError(f"{strength!r} is no strength: use one of {', '.join(STRENGTHS)}.")
+        if not 1 <= len(uid) <= MAX_LABEL_ID_CHARS:
+            raise ValueError(f"A label's id has 1 to {MAX_LABEL_ID_CHARS} characters, this one has {len(uid)}.")
+        if response_ms is not None and not 0 <= response_ms < 2**31:
+            raise ValueError(f"A response time of {response_ms} ms is out of range.")
+        with self.write() as db:
+            old = db.execute(sa.select(label_table).where(label_table.c.uid == uid)).one_or_none()
+            if old is not None:
+                if (old.pair, old.choice) != (pair, choice):
+                    raise ValueError(f"The label id {uid!r} was used for another label: make a new one.")
+                return int(old.id)
+            if db.execute(sa.select(pair_table.c.id).where(pair_table.c.id == pair)).one_or_none() is None:
+                raise KeyError(pair)
+            row = dict(uid=uid, pair=pair, choice=choice, strength=strength, labeler=labeler, response_ms=response_ms)
+            return _insert(db, label_table, {**row, "created": time.time()})
+
+    def last_label_id(self) -> int:
+        with self.read() as db:
+            return int(db.execute(sa.select(sa.func.coalesce(sa.func.max(label_table.c.id), 0))).scalar_one())
+
+    def last_labeled_pair(self, round: int, attempt: int) -> Pair | None:
+        """The pair of this batch that was labeled last and whose label stands: what undo takes back."""
+        labeled = [p for p in self.pairs(round, attempt) if p.choice is not None]
+        return max(labeled, key=lambda p: p.label_id or 0, default=None)
+
+    def take_back(self, uid: str) -> Pair:
+        """Takes back the newest standing label of the batch at hand; the same uid again changes nothing.
+
+        Raises:
+            ValueError: nothing to take back, a batch that is in training already, or a used uid.
+        """
+        with self.read() as db:
+            pair = db.execute(sa.select(label_table.c.pair).where(label_table.c.uid == uid)).scalar_one_or_none()
+        if pair is None:
+            number = max(self.trained_rounds(), default=START) + 1
+            attempt = max((p.attempt for p in self.pairs(number)), default=0)
+            in_training = any(self.partial(number, phase).exists() for phase in ("train_reward", "train_agent"))
+            if in_training or self.closed(number, attempt):
+                raise ValueError(f"Nothing was taken back: the labels of round {number} have gone into training.")
+            last = self.last_labeled_pair(number, attempt)
+            if last is None:
+                raise ValueError("There is nothing to take back: no pair of this batch has a label.")
+            pair = last.id
+        self.add_label(uid, pair, None)
+        return self.pairs(ids=[pair])[0]
+
+    # ------------------------------------------------------------------ events and metrics
+
+    def add_event(self, kind: str, round: int, **payload: Any) -> int:
+        with self.write() as db:
+            row = dict(kind=kind, round=round, payload=payload, created=time.time())
+            return _insert(db, event_table, row)
+
+    def events(self, kind: str | None = None, after: int = 0) -> list[dict[str, Any]]:
+        query = sa.select(event_table).where(event_table.c.id > after).order_by(event_table.c.id)
+        if kind is not None:
+            query = query.where(event_table.c.kind == kind)
+        with self.read() as db:
+            return [dict(row) for row in db.execute(query).mappings()]
+
+    def put_metrics(self, round: int, phase: str, step: int, values: Mapping[str, float | None]) -> None:
+        """Stores metrics; the same (round, phase, step, name) again replaces the value. NaN is not stored."""
+        rows = [
+            dict(round=round, phase=phase, step=step, name=name, value=number)
+            for name, value in values.items()
+            if (number := finite(value)) is not None
+        ]
+        if rows:
+            statement = sqlite_insert(metric_table)
+            with self.write() as db:
+                keys = [c.name for c in metric_table.primary_key.columns]
+                db.execute(
+                    statement.on_conflict_do_update(index_elements=keys, set_={"value": statement.excluded.value}), rows
+                )
+
+    def metrics(self, name: str | None = None, phase: str | None = None) -> list[dict[str, Any]]:
+        """Rows of round, phase, step, name, value, oldest first."""
+        query = sa.select(metric_table).order_by(metric_table.c.round, metric_table.c.step)
+        if name is not None:
+            query = query.where(metric_table.c.name == name)
+        if phase is not None:
+            query = query.where(metric_table.c.phase == phase)
+        with self.read() as db:
+            return [dict(row) for row in db.execute(query).mappings()]
+
+    def true_returns(self) -> dict[int, float]:
+        """Mean true return of the agent after each round; START is the untrained agent."""
+        return {m["round"]: m["value"] for m in self.metrics("eval/mean", "record")}
+
+    # ------------------------------------------------------------------ checkpoints and videos
+
+    def checkpoint(self, number: int) -> Path:
+        return self.path / "checkpoints" / f"{round_name(number)}.pt"
+
+    def partial(self, number: int, phase: str) -> Path:
+        """The in-phase checkpoint of train_reward or train_agent; gone once the round's checkpoint stands."""
+        return self.path / "checkpoints" / f"{round_name(number)}.{phase}.pt"
+
+    def video(self, number: int) -> Path:
+        return self.path / "videos" / f"{round_name(number)}.mp4"
+
+    def trained_rounds(self) -> list[int]:
+        """Rounds with a whole checkpoint, oldest first; START first of all."""
+        names = {p.name for p in (self.path / "checkpoints").glob("*.pt")}
+        rounds = [int(m.group(1)) for n in names if (m := re.fullmatch(r"r(\d+)\.pt", n))]
+        return ([START] if "start.pt" in names else []) + sorted(rounds)
+
+    def resolve_round(self, number: int | None) -> int:
+        """The round asked for, or the newest; raises UserError where it has no checkpoint."""
+        rounds = self.trained_rounds()
+        if not rounds:
+            raise UserError(f"Session {self.name!r} has no agent yet: run it first (rlhf-gym resume {self.name}).")
+        if number is None:
+            return rounds[-1]
+        if number not in rounds:
+            raise UserError(
+                f"Session {self.name!r} has no round {number}. "
+                f"Rounds with an agent: {', '.join(str(r) for r in rounds)} ({START} is the untrained one)."
+            )
+        return number
+
+    # ------------------------------------------------------------------ what to do next
+
+    def recorded(self, number: int) -> bool:
+        """Whether the agent of this round was evaluated (its video is written before)."""
+        return any(m["round"] == number for m in self.metrics("eval/mean_length", "record"))
+
+    def where(self) -> Where:
+        """Derives from disk what the session has to do next.
+
+        Evaluation and video of a round come after the next batch is collected, so that the person can already
+        label; only when no round is left is "record" a phase of its own, and after it "finished".
+        """
+        number, rounds = max(self.trained_rounds(), default=START) + 1, self.config.rounds
+        if rounds and number >= rounds:
+            return Where(number - 1, 0, "finished" if self.recorded(number - 1) else "record", 0, 0)
+        pairs = self.pairs(number)
+        if not pairs:
+            return Where(number, 0, "collect", 0, 0)
+        attempt = max(p.attempt for p in pairs)
+        batch = [p for p in pairs if p.attempt == attempt]
+        labeled = sum(p.choice is not None for p in batch)
+        for phase in ("train_agent", "train_reward"):
+            if self.partial(number, phase).exists():
+                return Where(number, attempt, phase, len(batch), labeled)
+        closed = self.closed(number, attempt)
+        if labeled < len(batch) and not closed:
+            return Where(number, attempt, "label", len(batch), labeled)
+        # nothing to learn from: once, other clips are collected
+        if attempt == 0 and not closed and not any(p.choice in ("left", "right") for p in batch):
+            return Where(number, 1, "collect", 0, 0)
+        return Where(number, attempt, "train_reward", len(batch), labeled)
+
+    def closed(self, round: int, attempt: int) -> bool:
+        """Whether the person said: train on what is labeled so far."""
+        return any(e["round"] == round and e["payload"].get("attempt") == attempt for e in self.events("close"))
+
+    # ------------------------------------------------------------------ progress and the lock
+
+    def write_progress(self, **progress: Any) -> None:
+        """What the loop is doing this moment, for the page. Fleeting: not flushed to disk."""
+        data = json.dumps({"time": time.time(), "pid": os.getpid(), **progress}, allow_nan=False).encode()
+        write_atomic(self.path / "progress.json", data, durable=False)
+
+    def progress(self) -> dict[str, Any]:
+        try:
+            value = json.loads((self.path / "progress.json").read_text())
+        except (OSError, ValueError):
+            return {}
+        return value if isinstance(value, dict) else {}
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Held by the loop while it runs; it dies with its process.
+
+        Raises:
+            UserError: another process runs this session.
+        """
+        lock = FileLock(self.path / "loop.lock", timeout=1.0)  # waits out a page that looks (see running)
+        try:
+            lock.acquire()
+        except Timeout:
+            pid = self.progress().get("pid", "?")
+            raise UserError(
+                f"Session {self.name!r} is already running (process {pid}): stop that one first, or only watch "
+                "it: rlhf-gym serve."
+            ) from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def running(self) -> bool:
+        """Whether some process runs this session's loop now."""
+        lock = FileLock(self.path / "loop.lock", timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            return True
+        lock.release()
+        return False
+
+    def disk_bytes(self) -> int:
+        return sum(f.stat().st_size for f in self.path.rglob("*") if f.is_file())
+
+    def summary(self) -> dict[str, Any]:
+        """What `rlhf-gym list` and the list of sessions show, JSON-able."""
+        where, config = self.where(), self.config
+        pairs = self.pairs()
+        with self.read() as db:
+            newest = db.execute(sa.select(sa.func.max(label_table.c.created))).scalar_one()
+        return {
+            "name": self.name,
+            "env_id": config.env_id,
+            "goal": self.goal(),
+            "labeler": config.labeler,
+            "round": where.round,
+            "phase": where.phase,
+            "running": self.running(),
+            "labels": sum(p.choice is not None for p in pairs),
+            "pairs": len(pairs),
+            "last_activity": max(newest or 0.0, (self.path / "session.db").stat().st_mtime),
+            "true_returns": [{"round": r, "mean": v} for r, v in sorted(self.true_returns().items())],
+            "disk_bytes": self.disk_bytes(),
+        }
+
+
+def _insert(db: sa.Connection, table: sa.Table, row: Mapping[str, Any]) -> int:
+    """Inserts a row and returns its id."""
+    return int(db.execute(table.insert().returning(table.c.id), dict(row)).scalar_one())
+
+
+def _engine(database: Path) -> sa.Engine:
+    engine = sa.create_engine(f"sqlite:///{database}", connect_args={"timeout": 30.0})
+
+    @sa.event.listens_for(engine, "connect")
+    def configure(connection: Any, _record: Any) -> None:
+        connection.isolation_level = None  # we begin transactions ourselves
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=30000"):
+            connection.execute(f"PRAGMA {pragma}")
+
+    @sa.event.listens_for(engine, "begin")
+    def begin(connection: sa.Connection) -> None:
+        # In WAL mode a transaction that starts by reading and then writes fails at once, whatever the timeout.
+        if connection.get_execution_options().get("isolation_level") != "AUTOCOMMIT":
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    return engine
+
+
+# ---------------------------------------------------------------------------------------------- sessions
+
+
+def check_name(name: str) -> str:
+    if not NAME.fullmatch(name):
+        raise UserError(
+            f"Session name {name!r} is not allowed: use up to 64 small letters, digits, dots, dashes and "
+            "underscores, beginning with a letter or digit."
+        )
+    return name
+
+
+def new_name(data_dir: Path, env_id: str) -> str:
+    """cartpole-1, cartpole-2, …: the first number that is free."""
+    base = re.sub(r"-v\d+$", "", env_id.rsplit("/", 1)[-1].rsplit(":", 1)[-1]).lower()
+    base = re.sub(r"[^a-z0-9]+", "-", base).strip("-")[:40] or "session"
+    taken = {p.name for p in data_dir.iterdir()} if data_dir.exists() else set()
+    return next(name for n in range(1, len(taken) + 2) if (name := f"{base}-{n}") not in taken)
+
+
+def create_session(data_dir: Path, name: str, config: Config, **header: Any) -> Session:
+    """Makes the directory, the tables and, last, config.json: a directory without it is no session."""
+    path = data_dir / check_name(name)
+    try:
+        for sub in ("clips", "checkpoints", "videos", "tb"):
+            (path / sub).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"Cannot write to {data_dir} ({error.strerror}): choose another with --data-dir.") from None
+    session = Session(path)
+    with session.write() as db:
+        tables.create_all(db)
+    session.write_config(config, created=time.time(), **header)
+    return session
+
+
+def session_names(data_dir: Path) -> list[str]:
+    """Names of the sessions in a data directory, newest first."""
+    if not data_dir.is_dir():
+        return []
+    found = [p for p in data_dir.iterdir() if NAME.fullmatch(p.name) and (p / "config.json").is_file()]
+    return [p.name for p in sorted(found, key=lambda p: (p / "config.json").stat().st_mtime, reverse=True)]
+
+
+def open_session(data_dir: Path, name: str) -> Session:
+    """Opens an existing session; raises UserError that names those there are."""
+    check_name(name)
+    if not (data_dir / name / "config.json").is_file():
+        names = session_names(data_dir)
+        have = f"Sessions: {', '.join(names[:8])}{' …' if len(names) > 8 else ''}." if names else "It has none yet."
+        raise UserError(f'No session "{name}" in {data_dir}/. {have} Start one: rlhf-gym run CartPole-v1.')
+    session = Session(data_dir / name)
+    session.header()  # a foreign format is refused here
+    return session
+
+
+def as_dict(row: Clip | Pair | Where) -> dict[str, Any]:
+    return asdict(row)

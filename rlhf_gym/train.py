@@ -1,0 +1,604 @@
+"""The engine: networks, the Bradley-Terry reward ensemble, and PPO, on one page.
+
+    python -m rlhf_gym.train cartpole-1                             retrain a session from its saved labels
+    python -m rlhf_gym.train --env-id CartPole-v1 --reward env      plain PPO on the true reward
+
+Shapes: T steps of a rollout or clip, N environments, B rows of a batch, K members of the reward model.
+
+Sources: PPO as in Huang et al. 2022, "The 37 Implementation Details of Proximal Policy Optimization"; rewards from
+comparisons as in Christiano et al. 2017, arXiv 1706.03741; absorbing states as in Kostrikov et al. 2019, arXiv
+1809.02925.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rlhf_gym.config import Config
+from rlhf_gym.envs import EnvInfo, Envs
+from rlhf_gym.labels import Labels
+
+REFERENCE_STEPS = 25.0  # a clip's reward is its mean per step times this, so clips of any length compare alike
+REWARD_SPREAD = 10.0  # standard deviation of the predicted reward, times 1 / (1 - gamma); see RewardModel.fit_scale
+
+# ---------------------------------------------------------------------------------------------- networks
+
+
+def layer(module: Any, std: float = math.sqrt(2), bias: float = 0.0) -> Any:
+    """Orthogonal weights and a constant bias (detail 2 of the 37)."""
+    nn.init.orthogonal_(module.weight, std)
+    nn.init.constant_(module.bias, bias)
+    return module
+
+
+class Normalizer(nn.Module):
+    """Running mean and variance of observations; `update` moves it, nothing else does."""
+
+    mean: Tensor
+    var: Tensor
+    count: Tensor
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(shape, dtype=torch.float64))
+        self.register_buffer("var", torch.ones(shape, dtype=torch.float64))
+        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+
+    def update(self, x: Tensor) -> None:
+        """Merges the moments of x (B, *shape) into the running ones (Chan et al. 1979)."""
+        x = x.double()
+        n, mean, var = x.shape[0], x.mean(0), x.var(0, unbiased=False)
+        total, delta = self.count + n, mean - self.mean
+        self.var = (self.var * self.count + var * n + delta**2 * self.count * n / total) / total
+        self.mean = self.mean + delta * n / total
+        self.count = total
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ((x - self.mean.float()) / (self.var.float() + 1e-8).sqrt()).clamp(-10, 10)
+
+
+class Agent(nn.Module):
+    """Policy and value. Vectors: two tanh MLPs. Images: one convolutional trunk with two heads (Mnih et al. 2015).
+
+    Continuous actions live in [-1, 1]; `to_env` maps them to the environment's bounds.
+    """
+
+    low: Tensor
+    high: Tensor
+
+    def __init__(self, info: EnvInfo, config: Config) -> None:
+        super().__init__()
+        self.discrete = info.num_actions is not None
+        outputs = info.num_actions or int(np.prod(info.action_shape))
+        self.image = info.image
+        self.normalizer = Normalizer(info.obs_shape) if config.normalize_obs and not info.image else None
+        if info.image:
+            trunk: list[nn.Module] = [
+                layer(nn.Conv2d(info.obs_shape[0], 32, 8, 4)),
+                nn.ReLU(),
+                layer(nn.Conv2d(32, 64, 4, 2)),
+            ]
+            trunk += [nn.ReLU(), layer(nn.Conv2d(64, 64, 3, 1)), nn.ReLU(), nn.Flatten()]
+            with torch.no_grad():
+                features = nn.Sequential(*trunk)(torch.zeros(1, *info.obs_shape)).shape[1]
+            self.trunk = nn.Sequential(*trunk, layer(nn.Linear(features, 512)), nn.ReLU())
+            self.actor = layer(nn.Linear(512, outputs), std=0.01)
+            self.critic = layer(nn.Linear(512, 1), std=1.0)
+        else:
+            self.trunk = nn.Sequential()  # nothing shared
+            sizes = (int(np.prod(info.obs_shape)), config.hidden_size)
+            self.actor, self.critic = self._mlp(*sizes, outputs, 0.01), self._mlp(*sizes, 1, 1.0)
+        if not self.discrete:
+            self.log_std = nn.Parameter(torch.zeros(outputs))
+            low, high = np.asarray(info.action_low), np.asarray(info.action_high)
+            bounded = np.isfinite(low) & np.isfinite(high)
+            self.register_buffer("low", torch.as_tensor(np.where(bounded, low, -1.0), dtype=torch.float32))
+            self.register_buffer("high", torch.as_tensor(np.where(bounded, high, 1.0), dtype=torch.float32))
+            self.action_shape = info.action_shape
+
+    @staticmethod
+    def _mlp(inputs: int, hidden: int, outputs: int, std: float) -> nn.Module:
+        first, second = layer(nn.Linear(inputs, hidden)), layer(nn.Linear(hidden, hidden))
+        return nn.Sequential(first, nn.Tanh(), second, nn.Tanh(), layer(nn.Linear(hidden, outputs), std))
+
+    def forward(self, obs: Tensor, value_only: bool = False) -> tuple[Tensor, Tensor]:
+        """obs (B, *obs_shape) -> policy (B, A): logits or means, value (B,).
+
+        Args:
+            value_only: let no gradient reach what the policy uses too.
+        """
+        x = obs.float() / 255.0 if self.image else self.normalizer(obs) if self.normalizer else obs
+        features = self.trunk(x)
+        return self.actor(features), self.critic(features.detach() if value_only else features).squeeze(-1)
+
+    def log_prob(self, policy: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
+        """policy (B, A), actions (B,) or (B, A) -> log-probability (B,), entropy (B,)."""
+        if self.discrete:
+            log_p = policy.log_softmax(-1)
+            return log_p.gather(-1, actions.long().unsqueeze(-1)).squeeze(-1), -(log_p.exp() * log_p).sum(-1)
+        gauss = torch.distributions.Normal(policy, self.log_std.exp().expand_as(policy), validate_args=False)
+        return gauss.log_prob(actions).sum(-1), gauss.entropy().sum(-1)
+
+    def sample(self, policy: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Draws actions (B,) or (B, A); with generator None the likeliest ones."""
+        if generator is None:
+            return policy.argmax(-1) if self.discrete else policy
+        if self.discrete:  # the Gumbel-max trick: one argmax instead of a normalised distribution
+            noise = torch.empty_like(policy).exponential_(generator=generator)
+            return (policy.log_softmax(-1) - noise.log()).argmax(-1)
+        noise = torch.empty_like(policy).normal_(generator=generator)
+        return policy + self.log_std.exp() * noise
+
+    def to_env(self, actions: Tensor) -> np.ndarray:
+        """Actions as the environment takes them: (B,) int64, or (B, *action_shape) float32 within its bounds."""
+        if self.discrete:
+            return actions.cpu().numpy()
+        scaled = self.low.flatten() + (actions.clamp(-1, 1) + 1) / 2 * (self.high - self.low).flatten()
+        return scaled.reshape(-1, *self.action_shape).cpu().numpy()
+
+    def from_env(self, actions: Tensor) -> Tensor:
+        """The inverse of to_env, for continuous actions (B, *action_shape) -> (B, A) in [-1, 1]."""
+        if self.discrete:
+            return actions
+        spread = (self.high - self.low).flatten()
+        return ((actions.flatten(1) - self.low.flatten()) / spread * 2 - 1).clamp(-1, 1)
+
+    @torch.no_grad()
+    def act(self, obs: np.ndarray, generator: torch.Generator | None = None) -> np.ndarray:
+        """obs (B, *obs_shape) -> actions for the environment; the likeliest ones unless a generator is given."""
+        device = next(self.parameters()).device
+        policy, _ = self(torch.as_tensor(obs, device=device))
+        return self.to_env(self.sample(policy, generator))
+
+
+class RewardModel(nn.Module):
+    """K reward models trained as one: r(o, a), or r(o) without `reward_sees_action`, and r_abs after the end.
+
+    Vectors go through K two-layer MLPs (batched matrix products); images through K of Christiano's convolutional
+    networks (2017, A.2; grouped convolutions, no batch norm) first.
+    """
+
+    obs_mean: Tensor  # the reward model's own input statistics, fixed by train_reward
+    obs_std: Tensor
+    offset: Tensor
+    scale: Tensor
+
+    def __init__(self, info: EnvInfo, config: Config) -> None:
+        super().__init__()
+        self.members, self.image = config.ensemble_size, info.image
+        self.num_actions, self.sees_action = info.num_actions, config.reward_sees_action
+        k, actions = self.members, info.num_actions or int(np.prod(info.action_shape))
+        if info.image:
+            c = 16 * k
+            convs: list[nn.Module] = [nn.Conv2d(info.obs_shape[0], c, 7, 3), nn.LeakyReLU(0.01)]
+            convs += [nn.Conv2d(c, c, 5, 2, groups=k), nn.LeakyReLU(0.01)]
+            convs += [nn.Conv2d(c, c, 3, 1, 1, groups=k), nn.LeakyReLU(0.01)]
+            convs += [nn.Conv2d(c, c, 3, 1, 1, groups=k), nn.LeakyReLU(0.01)]
+            self.convs = nn.Sequential(*convs)
+            with torch.no_grad():
+                inputs = self.convs(torch.zeros(1, *info.obs_shape)).numel() // k
+        else:
+            inputs = int(np.prod(info.obs_shape))
+            self.register_buffer("obs_mean", torch.zeros(inputs))
+            self.register_buffer("obs_std", torch.ones(inputs))
+        sizes = [inputs + actions * self.sees_action, config.reward_hidden, config.reward_hidden, 1]
+        if info.image:
+            sizes = [inputs + actions * self.sees_action, 64, 1]
+        self.weights = nn.ParameterList(
+            torch.randn(k, a, b) * math.sqrt((2 if b > 1 else 0.1) / a) for a, b in pairwise(sizes)
+        )
+        self.biases = nn.ParameterList(torch.zeros(k, 1, b) for b in sizes[1:])
+        self.absorbing = nn.Parameter(torch.zeros(k))  # r_abs of each member
+        self.register_buffer("scale", torch.ones(k))
+        self.register_buffer("offset", torch.zeros(k))
+        self.regions: list[tuple[int, int, int, int]] = []  # painted over, else it learns to read the score
+
+    def forward(self, obs: Tensor, actions: Tensor) -> Tensor:
+        """obs (B, *obs_shape), actions (B,) or (B, A) in [-1, 1] -> raw rewards (K, B)."""
+        if self.image:
+            x = obs.float() / 255.0
+            for top, bottom, left, right in self.regions:
+                x[..., top:bottom, left:right] = 0.0
+            x = self.convs(x).reshape(len(obs), self.members, -1).transpose(0, 1)
+        else:
+            x = ((obs.flatten(1) - self.obs_mean) / self.obs_std).clamp(-10, 10).expand(self.members, -1, -1)
+        if self.sees_action:
+            a = F.one_hot(actions.long(), self.num_actions).float() if self.num_actions else actions.flatten(1)
+            x = torch.cat([x, a.expand(self.members, -1, -1)], -1)
+        for i, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            x = torch.baddbmm(bias, x, weight)
+            if i < len(self.weights) - 1:
+                x = F.leaky_relu(x, 0.01)
+        return x.squeeze(-1)
+
+    @torch.no_grad()
+    def reward(self, obs: Tensor, actions: Tensor, batch: int = 4096) -> Tensor:
+        """The predicted reward (B,): the members' scaled rewards, averaged."""
+        batch = 256 if self.image else batch
+        raw = [self(obs[i : i + batch], actions[i : i + batch]) for i in range(0, len(obs), batch)]
+        return ((torch.cat(raw, 1) - self.offset[:, None]) * self.scale[:, None]).mean(0)
+
+    def absorbing_reward(self) -> float:
+        """r_abs, the predicted reward of every step after an episode's end."""
+        return float(((self.absorbing.detach() - self.offset) * self.scale).mean())
+
+    def fit_scale(self, raw: Tensor, ended: int, gamma: float) -> None:
+        """Fixes each member's offset and scale so that PPO's value targets are of order one.
+
+        The statistics cover every step of the labeled clips, absorbing ones too, on raw outputs: mean zero,
+        standard deviation REWARD_SPREAD * (1 - gamma). A member that finds no difference gives no reward at all,
+        rather than amplified noise.
+
+        Args:
+            raw: (K, R) raw rewards of the clips' live steps.
+            ended: number of absorbing steps in the same clips.
+        """
+        r_abs, n = self.absorbing.detach(), raw.shape[1] + ended
+        mean = (raw.sum(1) + r_abs * ended) / n
+        std = ((((raw - mean[:, None]) ** 2).sum(1) + (r_abs - mean) ** 2 * ended) / n).sqrt()
+        self.offset.copy_(mean)
+        self.scale.copy_(torch.where(std > 1e-4, REWARD_SPREAD * (1 - gamma) / std.clamp_min(1e-4), 0.0))
+
+
+# ---------------------------------------------------------------------------------------------- the reward model
+
+
+def clip_rewards(model: RewardModel, labels: Labels, clips: Tensor, device: torch.device) -> Tensor:
+    """Raw rewards (K, C) of clips (C,): mean per step times REFERENCE_STEPS, absorbing steps counted."""
+    rows, owner = labels.steps_of(clips)
+    obs, actions = labels.rows(rows)
+    raw = model(obs.to(device), actions.to(device))  # (K, B)
+    sums = torch.zeros(model.members, len(clips), device=device).index_add(1, owner.to(device), raw)
+    live, ended = labels.live[clips].to(device), labels.ended[clips].to(device)
+    return (sums + model.absorbing[:, None] * ended) / (live + ended) * REFERENCE_STEPS
+
+
+def pair_logits(model: RewardModel, labels: Labels, pairs: Tensor, device: torch.device) -> Tensor:
+    """Log-odds (K, P) that left is better, for pairs (P,) given by position."""
+    sums = clip_rewards(model, labels, torch.cat([labels.left[pairs], labels.right[pairs]]), device)
+    return sums[:, : len(pairs)] - sums[:, len(pairs) :]
+
+
+def label_loss(logits: Tensor, target: Tensor, mistake_rate: float) -> Tensor:
+    """Bradley-Terry cross-entropy (K, P): ONE softmax over the two clips, with labels flipped at a known rate.
+
+    Args:
+        logits: (K, P) log-odds that left is better.
+        target: (P,) what the label says of P(left is better); 1/2 for equal.
+        mistake_rate: m; the likelihood of a label is (1 - 2m) p + m.
+    """
+    if mistake_rate == 0:
+        return F.binary_cross_entropy_with_logits(logits, target.expand_as(logits), reduction="none")
+    p = (1 - 2 * mistake_rate) * torch.sigmoid(logits) + mistake_rate
+    return -(target * p.log() + (1 - target) * (1 - p).log())
+
+
+def train_reward(
+    model: RewardModel,
+    labels: Labels,
+    config: Config,
+    device: torch.device,
+    *,
+    state: dict[str, Any] | None = None,
+    save: Callable[[dict[str, Any]], None] | None = None,
+    report: Callable[[int, int, dict[str, float]], None] | None = None,
+    save_every: int = 200,
+) -> dict[str, float]:
+    """Fits the reward model to the labels, fixes its scale, and returns what can be said of it.
+
+    Args:
+        state, save, save_every: an in-phase checkpoint to go on from, and where to put one every so many steps.
+        report: called with (step, steps, metrics) about ten times.
+
+    Returns:
+        reward/loss, reward/accuracy (both on the pairs each member learns from), reward/held_out_accuracy,
+        reward/held_out_loss, reward/floor: the loss of a model that is always right, given ties and mistakes.
+    """
+    count = len(labels.pairs)
+    batch = min(config.reward_batch_pairs, count)
+    steps = max(1, min(config.reward_steps, config.reward_epochs * math.ceil(count / batch)))
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=config.reward_learning_rate, weight_decay=config.reward_weight_decay
+    )
+    generator = torch.Generator().manual_seed(config.seed)
+    order, begin = torch.empty(0, dtype=torch.int64), 0
+    if state is not None:
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        generator.set_state(state["generator"])
+        order, begin = state["order"], state["step"]
+    elif not model.image:
+        model.obs_mean.copy_(labels.obs.flatten(1).mean(0))
+        model.obs_std.copy_(labels.obs.flatten(1).std(0, unbiased=False).clamp_min(1e-3))
+    weight, target = labels.weight.to(device), labels.target.to(device)
+    model.train()
+    for step in range(begin, steps):
+        if len(order) < batch:
+            order = torch.cat([order, torch.randperm(count, generator=generator)])
+        pairs, order = order[:batch], order[batch:]
+        loss = label_loss(pair_logits(model, labels, pairs, device), target[pairs], config.assumed_mistake_rate)
+        total = (loss * weight[:, pairs]).sum() / batch
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+        if save is not None and (step + 1) % save_every == 0:
+            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "order": order}
+            save({**state, "generator": generator.get_state(), "step": step + 1})
+        if report is not None and ((step + 1) % max(1, steps // 10) == 0 or step + 1 == steps):
+            report(step + 1, steps, {"reward/loss": float(loss.detach().mean())})
+    model.eval()
+    with torch.no_grad():
+        rows = torch.arange(len(labels.actions)).split(256 if model.image else 8192)
+        raw = [model(obs.to(device), actions.to(device)) for obs, actions in map(labels.rows, rows)]
+        model.fit_scale(torch.cat(raw, 1), int(labels.ended.sum()), config.gamma)
+        chunks = torch.arange(count).split(64)
+        logits = torch.cat([pair_logits(model, labels, chunk, device) for chunk in chunks], 1)
+    return reward_metrics(logits, target, weight, config.assumed_mistake_rate)
+
+
+def reward_metrics(logits: Tensor, target: Tensor, weight: Tensor, mistake_rate: float) -> dict[str, float]:
+    """Loss and accuracy on each member's own pairs (weight > 0) and on those held out from it (weight 0)."""
+    loss = label_loss(logits, target, mistake_rate)
+    right = ((logits > 0) == (target > 0.5)).float()
+    decided = (target != 0.5).expand_as(loss)
+    floor = label_loss(torch.logit(target.double(), eps=1e-6).float()[None], target, 0.0)
+    result = {"reward/floor": float(floor.mean())}
+    for name, seen in (("reward/", weight > 0), ("reward/held_out_", weight == 0)):
+        if seen.any():
+            result[f"{name}loss"] = float(loss[seen].mean())
+        if (seen & decided).any():
+            result[f"{name}accuracy"] = float(right[seen & decided].mean())
+    return result
+
+
+# ---------------------------------------------------------------------------------------------- PPO
+
+
+@dataclass
+class Rollout:
+    obs: Tensor  # (T, N, *obs_shape)
+    actions: Tensor  # (T, N) or (T, N, A)
+    log_probs: Tensor  # (T, N)
+    values: Tensor  # (T, N)
+    next_values: Tensor  # (T, N) value of what each step led to, wherever that was
+    rewards: Tensor  # (T, N) filled in once per rollout
+    terminated: Tensor  # (T, N) bool
+    truncated: Tensor  # (T, N) bool
+
+
+def rollout(
+    agent: Agent, vec: Envs, obs: np.ndarray, config: Config, generator: torch.Generator, device: torch.device
+) -> tuple[Rollout, np.ndarray, np.ndarray]:
+    """Acts for num_steps steps. Returns the rollout, the next observation, and the true rewards (T, N)."""
+    t_max, n = config.num_steps, vec.num_envs
+    batch: dict[str, list[Any]] = {k: [] for k in ("obs", "actions", "log_probs", "values", "terminated", "truncated")}
+    true_rewards, finals = np.zeros((t_max, n), np.float32), []
+    for t in range(t_max):
+        x = torch.as_tensor(obs, device=device)
+        with torch.no_grad():
+            policy, value = agent(x)
+            actions = agent.sample(policy, generator)
+            log_prob, _ = agent.log_prob(policy, actions)
+        step = vec.step(agent.to_env(actions))
+        true_rewards[t] = step.rewards
+        for i in np.flatnonzero(step.truncated & ~step.terminated):
+            finals.append((t, int(i), step.final_obs[i]))
+        ends = torch.as_tensor(step.terminated), torch.as_tensor(step.truncated)
+        for name, tensor in zip(batch, (x, actions, log_prob, value, *ends), strict=True):
+            batch[name].append(tensor)
+        obs = step.obs
+    stacked = {k: torch.stack(v).to(device) for k, v in batch.items()}
+    with torch.no_grad():
+        _, last = agent(torch.as_tensor(obs, device=device))
+        next_values = torch.cat([stacked["values"][1:], last[None]])
+        if finals and config.episode_ends == "absorb":  # life goes on past a truncation, unseen
+            _, value = agent(torch.as_tensor(np.stack([f for _, _, f in finals]), device=device))
+            next_values[[t for t, _, _ in finals], [i for _, i, _ in finals]] = value
+    rewards = torch.zeros_like(next_values)
+    return Rollout(**stacked, next_values=next_values, rewards=rewards), obs, true_rewards
+
+
+def gae(roll: Rollout, config: Config, absorbing_reward: float) -> tuple[Tensor, Tensor]:
+    """Generalised advantages and returns, both (T, N).
+
+    A termination leads into a state that gives `absorbing_reward` for ever, worth r_abs / (1 - gamma); a truncation
+    leads on as if nothing had happened. With episode_ends "hide" every reset is an ordinary transition.
+    """
+    next_values, goes_on = roll.next_values, torch.ones_like(roll.rewards)
+    if config.episode_ends == "absorb":
+        end_value = absorbing_reward / (1 - config.gamma)
+        next_values = torch.where(roll.terminated, end_value, next_values)
+        goes_on = (~(roll.terminated | roll.truncated)).float()
+    delta = roll.rewards + config.gamma * next_values - roll.values
+    advantages, running = torch.zeros_like(delta), torch.zeros_like(delta[0])
+    for t in reversed(range(len(delta))):
+        running = delta[t] + config.gamma * config.gae_lambda * goes_on[t] * running
+        advantages[t] = running
+    return advantages, advantages + roll.values
+
+
+def ppo_loss(
+    agent: Agent, mb: Mapping[str, Tensor], config: Config, value_only: bool = False
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The clipped surrogate, value loss and entropy bonus of one minibatch (B rows in each entry of mb)."""
+    policy, new_value = agent(mb["obs"], value_only=value_only)
+    if config.clip_vloss and not value_only:
+        clipped = mb["values"] + (new_value - mb["values"]).clamp(-config.clip_coef, config.clip_coef)
+        v_loss = 0.5 * torch.max((new_value - mb["returns"]) ** 2, (clipped - mb["returns"]) ** 2).mean()
+    else:
+        v_loss = 0.5 * ((new_value - mb["returns"]) ** 2).mean()
+    if value_only:
+        return config.vf_coef * v_loss, {"losses/value_loss": v_loss.detach()}
+    new_log_prob, entropy = agent.log_prob(policy, mb["actions"])
+    log_ratio = new_log_prob - mb["log_probs"]
+    ratio = log_ratio.exp()
+    advantages = mb["advantages"]
+    if config.norm_adv:
+        advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+    unclipped, clipped = -advantages * ratio, -advantages * ratio.clamp(1 - config.clip_coef, 1 + config.clip_coef)
+    pg_loss = torch.max(unclipped, clipped).mean()
+    loss = pg_loss - config.ent_coef * entropy.mean() + config.vf_coef * v_loss
+    with torch.no_grad():
+        approx_kl = ((ratio - 1) - log_ratio).mean()
+        clipfrac = ((ratio - 1).abs() > config.clip_coef).float().mean()
+    stats = {"losses/policy_loss": pg_loss.detach(), "losses/value_loss": v_loss.detach()}
+    stats |= {"losses/entropy": entropy.mean().detach(), "losses/approx_kl": approx_kl, "losses/clipfrac": clipfrac}
+    return loss, stats
+
+
+def update(
+    agent: Agent,
+    optimizer: torch.optim.Optimizer,
+    roll: Rollout,
+    advantages: Tensor,
+    returns: Tensor,
+    config: Config,
+    generator: torch.Generator,
+    value_only: bool = False,
+) -> dict[str, Tensor]:
+    """Several epochs of minibatches over one rollout. Returns the last minibatch's statistics, still on the device."""
+    fields = {"obs": roll.obs, "actions": roll.actions, "log_probs": roll.log_probs, "values": roll.values}
+    flat = {k: v.flatten(0, 1) for k, v in (fields | {"advantages": advantages, "returns": returns}).items()}
+    rows, device = len(flat["returns"]), flat["returns"].device
+    stats: dict[str, Tensor] = {}
+    for _ in range(config.update_epochs):
+        shuffled = torch.randperm(rows, generator=generator, device=device)
+        for mb_inds in shuffled.tensor_split(config.num_minibatches):
+            loss, stats = ppo_loss(agent, {k: v[mb_inds] for k, v in flat.items()}, config, value_only)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            nn.utils.clip_grad_norm_(agent.parameters(), config.max_grad_norm)
+            optimizer.step()
+    return stats
+
+
+def seed_from(*path: int) -> int:
+    """One number from a path of numbers, so that every round and phase has randomness of its own."""
+    return int(np.random.SeedSequence([p + 1 for p in path]).generate_state(1)[0])
+
+
+class EpisodeTracker:
+    """Sums true and predicted rewards over whole episodes, for the log only."""
+
+    def __init__(self, num_envs: int) -> None:
+        self.running = np.zeros((3, num_envs))  # true return, predicted return, length
+        self.finished: deque[np.ndarray] = deque(maxlen=100)
+
+    def add(self, true: np.ndarray, predicted: np.ndarray, ended: np.ndarray) -> None:
+        """true, predicted, ended: (T, N)."""
+        for t in range(len(true)):
+            self.running += np.stack([true[t], predicted[t], np.ones(len(true[t]))])
+            for i in np.flatnonzero(ended[t]):
+                self.finished.append(self.running[:, i].copy())
+                self.running[:, i] = 0
+
+    def means(self) -> dict[str, float]:
+        if not self.finished:
+            return {}
+        names = ("charts/true_return", "charts/predicted_return", "charts/episode_length")
+        means = dict(zip(names, map(float, np.mean(self.finished, axis=0)), strict=True))
+        return means | {"charts/episodes": float(len(self.finished))}
+
+
+def predicted(model: RewardModel) -> Callable[[Rollout, np.ndarray], Tensor]:
+    """Scores rollouts by the reward model, once per rollout; the true rewards are not looked at."""
+
+    def score(roll: Rollout, _true_rewards: np.ndarray) -> Tensor:
+        actions = roll.actions.flatten(0, 1)
+        actions = actions if model.num_actions else actions.clamp(-1, 1)  # as the environment took them
+        return model.reward(roll.obs.flatten(0, 1), actions).reshape(roll.values.shape)
+
+    return score
+
+
+def train_agent(
+    agent: Agent,
+    score: Callable[[Rollout, np.ndarray], Tensor],
+    config: Config,
+    device: torch.device,
+    *,
+    steps: int,
+    seed_path: tuple[int, ...],
+    absorbing_reward: float = 0.0,
+    warmup: int = 0,
+    state: dict[str, Any] | None = None,
+    save: Callable[[dict[str, Any]], None] | None = None,
+    report: Callable[[int, int, dict[str, float]], bool | None] | None = None,
+) -> int:
+    """PPO for at least `steps` steps.
+
+    Randomness comes from seed_path alone. At every multiple of config.checkpoint_iterations the environments start
+    anew, saved or not, so that a run that was killed and resumed equals one that was not, bit for bit.
+
+    Args:
+        score: gives the rewards (T, N) to learn from, of a rollout and its true rewards (see `predicted`).
+        absorbing_reward: what every step after an episode's end gives.
+        warmup: iterations at the beginning on which only the value is fitted.
+        state, save: an in-phase checkpoint to go on from, and where to put one.
+        report: called after each iteration with (steps done, steps to do, metrics); true ends the training.
+
+    Returns:
+        steps done.
+    """
+    optimizer = torch.optim.Adam(agent.parameters(), lr=config.learning_rate, eps=1e-5)
+    generator = torch.Generator(device).manual_seed(seed_from(*seed_path))
+    per_iteration = config.num_envs * config.num_steps
+    iterations = max(1, math.ceil(steps / per_iteration))
+    every = config.checkpoint_iterations or iterations
+    begin = 0
+    if state is not None:
+        agent.load_state_dict(state["agent"])
+        optimizer.load_state_dict(state["optimizer"])
+        generator.set_state(state["generator"])
+        begin = state["iteration"]
+    vec: Envs | None = None
+    try:
+        for iteration in range(begin, iterations):
+            clock = time.perf_counter()
+            if vec is None or iteration % every == 0:
+                if vec is not None:
+                    vec.close()
+                vec = Envs(config, config.num_envs, (*seed_path, iteration))
+                obs, tracker = vec.reset(), EpisodeTracker(config.num_envs)
+                if save is not None and (iteration > begin or state is None):
+                    whole = {"agent": agent.state_dict(), "optimizer": optimizer.state_dict(), "iteration": iteration}
+                    save({**whole, "generator": generator.get_state()})
+            if config.anneal_lr:
+                optimizer.param_groups[0]["lr"] = config.learning_rate * (1 - iteration / iterations)
+            roll, obs, true_rewards = rollout(agent, vec, obs, config, generator, device)
+            roll.rewards = score(roll, true_rewards)
+            advantages, returns = gae(roll, config, absorbing_reward)
+            stats = update(agent, optimizer, roll, advantages, returns, config, generator, iteration < warmup)
+            if agent.normalizer is not None:
+                agent.normalizer.update(roll.obs.flatten(0, 1))
+            if report is not None:
+                ends = (roll.terminated | roll.truncated).cpu().numpy()
+                tracker.add(true_rewards, roll.rewards.cpu().numpy(), ends)
+                metrics = {k: float(v) for k, v in stats.items()} | tracker.means()
+                residual = (returns - roll.values).var() / returns.var().clamp_min(1e-8)
+                metrics["losses/explained_variance"] = 1 - float(residual)
+                metrics["charts/predicted_reward"] = float(roll.rewards.mean())
+                metrics["charts/SPS"] = per_iteration / (time.perf_counter() - clock)
+                if report((iteration + 1) * per_iteration, iterations * per_iteration, metrics):
+                    return (iteration + 1) * per_iteration
+    finally:
+        if vec is not None:
+            vec.close()
+    return iterations * per_iteration
+
+
+if __name__ == "__main__":
+    from rlhf_gym.retrain import main
+
+    main()

@@ -1,0 +1,194 @@
+"""What the tests share: options, a real Chromium, and sessions with drawn clips.
+
+--full runs the tests marked `full` as well; --chromium PATH names the browser (else the first one on the PATH).
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image, ImageDraw
+
+from rlhf_gym import store
+from rlhf_gym.config import Config
+from rlhf_gym.store import START, Session
+
+CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+CHROMIUM_ARGS = [
+    "--no-sandbox", "--headless", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--full", action="store_true", help="run the tests that take minutes, too")
+    parser.addoption("--chromium", metavar="PATH", help="the Chromium for the browser tests")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        if "page" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.browser)
+    if not config.getoption("--full"):
+        long = [item for item in items if item.get_closest_marker("full")]
+        config.hook.pytest_deselected(items=long)
+        items[:] = [item for item in items if item not in long]
+
+
+# ---------------------------------------------------------------------------------------------- the browser
+
+
+@pytest.fixture(scope="session")
+def browser(request: pytest.FixtureRequest) -> Iterator[Any]:
+    """A headless Chromium. In CI a missing one is a failure; elsewhere its tests are skipped, and say so."""
+    asked = request.config.getoption("--chromium")
+    path = asked or next((found for name in CHROMIUM_NAMES if (found := shutil.which(name))), None)
+    if path is None or not Path(path).exists():
+        reason = f"no Chromium ({asked or 'none on the PATH'}): install one, or name it with --chromium PATH"
+        if os.environ.get("CI"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=path, args=CHROMIUM_ARGS)
+        yield chromium
+        chromium.close()
+
+
+class Console:
+    """What a page complained about; a test ends with none but what it allowed."""
+
+    def __init__(self) -> None:
+        self.problems: list[str] = []
+        self.allowed: list[str] = []
+
+    def allow(self, pattern: str) -> None:
+        self.allowed.append(pattern)
+
+    def unexpected(self) -> list[str]:
+        return [p for p in self.problems if not any(re.search(a, p) for a in self.allowed)]
+
+
+@pytest.fixture
+def console() -> Console:
+    return Console()
+
+
+@pytest.fixture
+def context(browser: Any, console: Console) -> Iterator[Any]:
+    """A fresh browser profile. Errors, violations of the content security policy (Chromium reports them on the
+    console) and requests to anywhere but this machine fail the test."""
+    context = browser.new_context(viewport={"width": 1280, "height": 800})
+    context.set_default_timeout(10_000)
+
+    def watch_request(request: Any) -> None:
+        if not re.match(r"(http://(127\.0\.0\.1|localhost|\[::1\])[:/]|data:|blob:)", request.url):
+            console.problems.append(f"request to {request.url}")
+
+    def watch_console(message: Any) -> None:
+        if message.type in ("error", "warning"):
+            console.problems.append(f"console {message.type}: {message.text} ({message.location.get('url', '')})")
+
+    context.on("request", watch_request)
+    context.on("console", watch_console)
+    context.on("weberror", lambda error: console.problems.append(f"error: {error.error}"))
+    yield context
+    context.close()
+    assert console.unexpected() == []
+
+
+@pytest.fixture
+def page(context: Any) -> Any:
+    return context.new_page()
+
+
+# ---------------------------------------------------------------------------------------------- sessions
+
+
+def draw_frame(width: int, height: int, x: float, angle: float, color: str) -> Image.Image:
+    """A cart with a pole, more or less."""
+    image = Image.new("RGB", (width, height), "#ffffff")
+    draw = ImageDraw.Draw(image)
+    ground, unit = height * 0.75, width / 12
+    draw.line([(0, ground), (width, ground)], fill="#000000")
+    left = width * (0.5 + x)
+    draw.rectangle([left - unit, ground - unit / 2, left + unit, ground + unit / 2], fill="#111111")
+    tip = (left + 4 * unit * math.sin(angle), ground - 4 * unit * math.cos(angle))
+    draw.line([(left, ground - unit / 2), tip], fill=color, width=max(int(unit / 3), 2))
+    return image
+
+
+def draw_sheet(path: Path, width: int, height: int, frames: int, columns: int, lean: float, ended: int | None) -> None:
+    rows = -(-frames // columns)
+    sheet = Image.new("RGB", (width * columns, height * rows))
+    for i in range(frames):
+        t = min(i, ended if ended is not None else i) / frames
+        frame = draw_frame(width, height, 0.15 * lean * t, lean * t * t + 0.05 * math.sin(12 * t), "#ca9865")
+        sheet.paste(frame, ((i % columns) * width, (i // columns) * height))
+    sheet.save(path, compress_level=1)
+
+
+class FakeLoop:
+    """Plays the loop's part: writes to a session what the loop would."""
+
+    def __init__(self, session: Session, width: int, height: int, frames: int) -> None:
+        self.session = session
+        self.size = (width, height)
+        self.frames = frames
+
+    def record(self, number: int, mean: float) -> None:
+        """The round's agent exists and has been evaluated, so that the next batch is due."""
+        self.session.checkpoint(number).write_bytes(b"weights")
+        self.session.put_metrics(number, "record", 0, {"eval/mean": mean, "eval/mean_length": mean})
+
+    def collect(self, number: int, pairs: int, attempt: int = 0, ended: int | None = 24) -> list[store.Pair]:
+        """A batch of pairs; every second right clip shows an ended episode from frame `ended` on."""
+        directory = self.session.clip_directory(number, attempt)
+        directory.mkdir(parents=True, exist_ok=True)
+        width, height = self.size
+        clips = []
+        for i in range(2 * pairs):
+            ends = ended if i % 4 == 1 else None
+            sheet = directory / f"{i:04d}.png"
+            draw_sheet(sheet, width, height, self.frames, 8, lean=1.4 * math.sin(1.7 * i + number), ended=ends)
+            clips.append(dict(
+                round=number, attempt=attempt, path=f"{directory.name}/{i:04d}.npz", frame_width=width,
+                sheet=str(sheet.relative_to(self.session.path)), frame_height=height, columns=8, frames=self.frames,
+                fps=30.0, steps=self.frames, ended_frame=ends, seed=i, start=0, true_return=float(i),
+            ))  # fmt: skip
+        rows = [dict(round=number, attempt=attempt, position=i, left=2 * i, right=2 * i + 1, kind="uniform")
+                for i in range(pairs)]  # fmt: skip
+        self.session.add_batch(clips, rows)
+        return self.session.pairs(number, attempt)
+
+    def labels(self, number: int, attempt: int = 0) -> list[str | None]:
+        return [p.choice for p in self.session.pairs(number, attempt)]
+
+
+@pytest.fixture
+def make_session(tmp_path: Path) -> Iterator[Callable[..., FakeLoop]]:
+    """make_session(name, pairs=…, …) -> FakeLoop of a session in tmp_path/data whose first batch waits for labels."""
+    made: list[Session] = []
+
+    def make(
+        name: str = "cartpole-1", pairs: int = 6, width: int = 120, height: int = 80, frames: int = 30, **settings: Any
+    ) -> FakeLoop:
+        config = Config(**{"env_id": "CartPole-v1", "goal": "Keep the pole up.", "pairs_per_round": 6, **settings})
+        loop = FakeLoop(store.create_session(tmp_path / "data", name, config), width, height, frames)
+        made.append(loop.session)
+        loop.record(START, 21.5)
+        if pairs:
+            loop.collect(0, pairs)
+        return loop
+
+    yield make
+    for session in made:
+        session.close()

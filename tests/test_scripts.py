@@ -1,0 +1,320 @@
+"""scripts/run.py, scripts/test.py, the pins, and `rlhf-gym doctor`. Nothing here touches the network."""
+
+import importlib.util
+import json
+import os
+import re
+import runpy
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+import venv
+from importlib.metadata import version
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from packaging.requirements import Requirement
+
+from rlhf_gym import doctor
+
+ROOT = Path(__file__).resolve().parent.parent
+COPIED = ("scripts/run.py", "pyproject.toml", "requirements.txt", "requirements-dev.txt")
+
+
+def load(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"scripts_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """A copy of what the installer reads, in a directory with a space in its name."""
+    root = tmp_path / "a clone"
+    for name in COPIED:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, root / name)
+    return root
+
+
+@pytest.fixture
+def installer(checkout, monkeypatch):
+    """run.py of that copy, with its install steps recorded in `.steps` rather than run."""
+    run = load(checkout / "scripts" / "run.py")
+    run.steps = []
+    monkeypatch.setattr(run, "make_venv", lambda: venv.create(run.VENV))
+    monkeypatch.setattr(run, "run_step", lambda what, command: run.steps.append(command))
+    return run
+
+
+@pytest.fixture
+def checker(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    module = load(ROOT / "scripts" / "test.py")
+    monkeypatch.delitem(sys.modules, "run")
+    return module
+
+
+# scripts/run.py
+
+
+def test_an_old_python_is_told_so(monkeypatch):
+    monkeypatch.setattr(sys, "version_info", (3, 9, 2, "final", 0))
+    with pytest.raises(SystemExit, match=r"needs Python 3\.11 or newer, and this is 3\.9"):
+        runpy.run_path(str(ROOT / "scripts" / "run.py"))
+
+
+def test_torch_is_installed_first_then_the_rest_then_this_checkout(installer):
+    installer.ensure(installer.ROOT / "requirements.txt")
+    torch, rest, itself = installer.steps
+    assert installer.torch_pin() in torch
+    assert "--requirement" not in torch
+    assert rest[-2:] == ["--requirement", str(installer.ROOT / "requirements.txt")]
+    assert itself[-2:] == ["--editable", str(installer.ROOT)]
+
+
+def test_nothing_is_installed_twice(installer):
+    installer.ensure(installer.ROOT / "requirements.txt")
+    installer.steps.clear()
+    assert installer.ensure(installer.ROOT / "requirements.txt") == installer.venv_python()
+    assert installer.steps == []
+
+
+@pytest.mark.parametrize("name", ["requirements.txt", "requirements-dev.txt", "pyproject.toml"])
+def test_a_changed_pin_installs_again(installer, name):
+    requirements = installer.ROOT / "requirements-dev.txt"
+    installer.ensure(requirements)
+    with (installer.ROOT / name).open("a") as file:
+        file.write("\n# changed\n")
+    assert not installer.installed(requirements)
+
+
+def test_the_two_sets_of_requirements_have_stamps_of_their_own(installer):
+    installer.ensure(installer.ROOT / "requirements.txt")
+    assert not installer.installed(installer.ROOT / "requirements-dev.txt")
+
+
+def test_a_moved_checkout_installs_again(installer, tmp_path):
+    installer.ensure(installer.ROOT / "requirements.txt")
+    moved = installer.ROOT.rename(tmp_path / "moved")
+    assert not load(moved / "scripts" / "run.py").installed(moved / "requirements.txt")
+
+
+def test_an_interrupted_install_goes_on(installer, monkeypatch):
+    requirements = installer.ROOT / "requirements.txt"
+    installer.ensure(requirements)
+    (installer.ROOT / "pyproject.toml").write_text("# changed")
+
+    def interrupted(what, command):
+        raise SystemExit(130)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(installer, "run_step", interrupted)
+        with pytest.raises(SystemExit):
+            installer.ensure(requirements)
+    assert not installer.installed(requirements)
+    installer.steps.clear()
+    installer.ensure(requirements)
+    assert len(installer.steps) == 3
+    assert installer.installed(requirements)
+
+
+def test_a_half_made_venv_is_made_anew(installer):
+    installer.VENV.mkdir()
+    installer.venv_python().parent.mkdir()
+    installer.venv_python().symlink_to(installer.ROOT / "gone")  # as after an upgrade of the system's Python
+    made = []
+    installer.make_venv = lambda: made.append(True) or shutil.rmtree(installer.VENV) or venv.create(installer.VENV)
+    installer.ensure(installer.ROOT / "requirements.txt")
+    assert made
+
+
+@pytest.mark.parametrize(
+    ("pip_says", "remedy"),
+    [
+        ("ERROR: Could not install: [Errno 28] No space left on device", "free some disk space"),
+        ("ERROR: No matching distribution found for torch==2.13.0", "64-bit Python"),
+        ("ERROR: Connection refused", "internet connection"),
+    ],
+)
+def test_a_failed_install_is_one_sentence_with_the_remedy(checkout, pip_says, remedy):
+    run = load(checkout / "scripts" / "run.py")
+    run.VENV.mkdir()
+    with pytest.raises(SystemExit) as stopped:
+        run.run_step("Installing", [sys.executable, "-c", f"import sys; print({pip_says!r}); sys.exit(1)"])
+    assert remedy in str(stopped.value)
+    assert pip_says in str(stopped.value)
+    assert "\n" not in str(stopped.value)
+
+
+@pytest.fixture
+def fake_program(checkout):
+    """The copy with a finished install whose rlhf_gym only tells what it was given."""
+    run = load(checkout / "scripts" / "run.py")
+    venv.create(run.VENV)
+    run.stamp(run.ROOT / "requirements.txt").write_text(run.fingerprint(run.ROOT / "requirements.txt"))
+    (checkout / "rlhf_gym").mkdir()
+    return checkout
+
+
+@pytest.mark.parametrize(
+    ("given", "received"),
+    [
+        ([], ["run", "CartPole-v1"]),
+        (["--help"], ["--help"]),
+        (
+            ["run", "ALE/Pong-v5", "--goal", "win it"],
+            ["run", "ALE/Pong-v5", "--goal", "win it"],
+        ),
+    ],
+)
+def test_arguments_and_exit_status_are_passed_on(fake_program, given, received):
+    (fake_program / "rlhf_gym" / "__main__.py").write_text(
+        "import json, sys\nprint(json.dumps(sys.argv[1:]))\nsys.exit(7)"
+    )
+    command = [sys.executable, "scripts/run.py", *given]
+    result = subprocess.run(command, cwd=fake_program, capture_output=True, text=True, timeout=60)
+    assert json.loads(result.stdout) == received  # and no word besides: a second start is silent
+    assert result.returncode == 7
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no process groups to send Ctrl-C to from a test")
+def test_ctrl_c_reaches_the_program_exactly_once(fake_program):
+    (fake_program / "rlhf_gym" / "__main__.py").write_text(
+        "import signal, sys, time\n"
+        "count = 0\n"
+        "def on_interrupt(*_):\n"
+        "    global count\n"
+        "    count += 1\n"
+        "signal.signal(signal.SIGINT, on_interrupt)\n"
+        "print('ready', flush=True)\n"
+        "end = time.monotonic() + 1\n"
+        "while time.monotonic() < end: time.sleep(0.05)\n"
+        "print(count)\n"
+        "sys.exit(3)\n"
+    )
+    command = [sys.executable, "scripts/run.py"]
+    with subprocess.Popen(command, cwd=fake_program, stdout=subprocess.PIPE, text=True, start_new_session=True) as run:
+        assert run.stdout is not None
+        assert run.stdout.readline() == "ready\n"
+        os.killpg(run.pid, signal.SIGINT)
+        assert run.stdout.read() == "1\n"
+    assert run.returncode == 3
+
+
+# scripts/test.py
+
+
+def test_pytest_is_given_the_chromium(checker):
+    assert checker.pytest_arguments(True, "/usr/bin/chromium", ["-k", "x"]) == [
+        "--full", "--chromium", "/usr/bin/chromium", "-k", "x",
+    ]  # fmt: skip
+    assert checker.pytest_arguments(False, None, []) == ["-m", "not browser"]
+
+
+def test_ci_fails_without_chromium(checker, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["test.py"])
+    monkeypatch.setattr(checker, "ensure", lambda requirements: Path(sys.executable))
+    monkeypatch.setattr(checker, "prepare_system", lambda python: None)
+    monkeypatch.setenv("CI", "true")
+    assert checker.main() == 1
+    assert "No Chromium" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("code", [0, 1])
+def test_one_failed_part_fails_the_whole(checker, monkeypatch, capsys, code):
+    def finish(command, **_):
+        return subprocess.CompletedProcess(command, code if "mypy" in command else 0)
+
+    monkeypatch.setattr(sys, "argv", ["test.py"])
+    monkeypatch.setattr(checker, "ensure", lambda requirements: Path(sys.executable))
+    monkeypatch.setattr(checker, "prepare_system", lambda python: "/usr/bin/chromium")
+    monkeypatch.setattr(checker.subprocess, "run", finish)
+    assert checker.main() == code
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.endswith("failed: mypy" if code else "all passed")
+
+
+# the pins
+
+
+def pins(name: str) -> list[Requirement]:
+    lines = [line for line in (ROOT / name).read_text().splitlines() if not line.startswith(("#", "-r "))]
+    return [Requirement(line) for line in lines]
+
+
+def test_torch_is_the_first_pin_and_all_are_exact():
+    requirements = pins("requirements.txt")
+    assert requirements[0].name == "torch"
+    for requirement in [*requirements, *pins("requirements-dev.txt")]:
+        assert re.fullmatch(r"==[\d.]+", str(requirement.specifier)), requirement
+        assert requirement.url is None
+
+
+def test_what_is_installed_is_what_is_pinned():
+    for requirement in [*pins("requirements.txt"), *pins("requirements-dev.txt")]:
+        if requirement.marker is None or requirement.marker.evaluate():
+            assert version(requirement.name) in requirement.specifier, requirement
+
+
+def test_every_dependency_is_pinned_within_its_bounds():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    pinned = {r.name.lower(): str(r.specifier)[2:] for name in ("", "-dev") for r in pins(f"requirements{name}.txt")}
+    wanted = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
+    for requirement in map(Requirement, wanted):
+        assert requirement.specifier.contains(pinned[requirement.name.lower()]), requirement
+
+
+# rlhf-gym doctor
+
+
+def test_doctor_finds_this_machine_fit(tmp_path, monkeypatch):
+    monkeypatch.setattr(doctor, "SPEED_SECONDS", 0.02)
+    start = time.monotonic()
+    found = json.loads(json.dumps(doctor.report(tmp_path / "not yet made"), allow_nan=False))
+    assert time.monotonic() - start < 15
+    assert found["healthy"], doctor.render(found)
+    status = {line["name"]: line["status"] for line in found["checks"]}
+    assert status["video h264"] == status["render CartPole-v1"] == status["speed Pong"] == "ok"
+    text = doctor.render(found)
+    assert "rlhf-gym" in text
+    assert text.endswith("Everything needed works on this machine.")
+
+
+def test_doctor_says_what_failed_and_the_remedy():
+    def broken() -> str:
+        raise OSError("libEGL.so.1:\n cannot open")
+
+    line = doctor.check("render Hopper-v5", broken, "apt install libegl1")
+    optional = doctor.check("box2d", broken, "pip install it", optional=True)
+    assert (line["status"], optional["status"]) == ("failed", "missing")
+    found = {
+        "healthy": False, "system": "x", "versions": {}, "cpu": {"name": "y", "cores": 2, "native_bf16": None},
+        "memory_gb": None, "checks": [line, optional],
+    }  # fmt: skip
+    text = doctor.render(found)
+    assert "libEGL.so.1: cannot open" in text
+    assert "-> apt install libegl1" in text
+    assert text.endswith("Not right here: render Hopper-v5.")
+
+
+def test_doctor_survives_a_crash_while_drawing(monkeypatch):
+    monkeypatch.setattr(doctor, "RENDER_CODE", "import os; os.abort()")
+    with pytest.raises(RuntimeError, match="the process died"):
+        doctor.try_render("CartPole-v1")
+    monkeypatch.setattr(doctor, "RENDER_CODE", "raise ImportError('no libEGL')")
+    with pytest.raises(RuntimeError, match=r"^ImportError: no libEGL$"):
+        doctor.try_render("CartPole-v1")
+
+
+def test_doctor_notices_a_full_disk(tmp_path, monkeypatch):
+    monkeypatch.setattr(doctor, "LOW_DISK_GB", 1e9)
+    with pytest.raises(RuntimeError, match=r"only [\d.]+ GB free"):
+        doctor.try_disk(tmp_path)

@@ -1,0 +1,264 @@
+"""The pages and their HTTP API: `create_app(data_dir)`. Each route parses, asks the store once, and renders."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import sqlalchemy.exc
+from fastapi import Depends, FastAPI, HTTPException, Query, Response
+from fastapi import Path as PathParameter
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse
+from fastapi.sse import EventSourceResponse, ServerSentEvent
+from fastapi.staticfiles import StaticFiles
+from fastapi.templating import Jinja2Templates
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.requests import Request
+
+import rlhf_gym.store as store
+from rlhf_gym.config import MAX_GOAL_CHARS, UserError
+from webui import charts
+from webui.security import Guard
+from webui.state import Batch, Open, Pair, Sessions, State, read_batch, sheet_path, sheet_version, show_pairs
+
+HERE = Path(__file__).parent
+POLL_SECONDS = 0.25
+RECONNECT_MS = 1000
+MAX_ID = 2**53  # what JavaScript counts exactly
+
+LABEL_ID = rf"^[A-Za-z0-9._-]{{1,{store.MAX_LABEL_ID_CHARS}}}$"
+
+
+class Body(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+
+class LabelBody(Body):
+    id: str = Field(pattern=LABEL_ID, description="made by the client, so that a retry counts once")
+    pair: int = Field(ge=1, le=MAX_ID)
+    choice: Literal["left", "right", "equal", "skip"]
+    strength: Literal["normal", "strong"] = "normal"
+    response_ms: int | None = Field(None, ge=0, lt=2**31, description="from the pair's first frame to the key press")
+
+
+class UndoBody(Body):
+    id: str = Field(pattern=LABEL_ID, description="made by the client, so that a retry counts once")
+
+
+class GoalBody(Body):
+    text: str = Field(max_length=MAX_GOAL_CHARS)
+
+
+class LabelAnswer(BaseModel):
+    label: int = Field(description="row of the label, committed to disk")
+
+
+class UndoAnswer(BaseModel):
+    label: int = Field(description="newest label row")
+    pair: Pair = Field(description="the pair whose label was taken back")
+
+
+class Problem(BaseModel):
+    detail: str = Field(description="one sentence: what, the value, what to do")
+
+
+def create_app(
+    data_dir: Path,
+    token: str | None = None,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    stop: threading.Event | None = None,
+) -> FastAPI:
+    """The application over a data directory.
+
+    Args:
+        token: what requests have to show (see `security.Guard`); None asks for nothing.
+        host: a name, besides loopback names and addresses, under which the pages may be asked for.
+        port: names the cookie.
+        stop: event streams end when it is set.
+    """
+    sessions = Sessions(Path(data_dir))
+    stopping = stop or threading.Event()
+    templates = Jinja2Templates(HERE / "templates")
+    templates.env.filters["sparkline"] = charts.sparkline
+    templates.env.filters["ago"] = charts.ago
+    app = FastAPI(
+        title="rlhf-gym", docs_url=None, redoc_url=None, responses={"4XX": {"model": Problem}}, description=__doc__
+    )
+    app.state.sessions = sessions
+    app.mount("/static", Static(directory=HERE / "static"), name="static")
+
+    def problem(request: Request, status: int, detail: str) -> Response:
+        """A page's problem is a page, the API's is JSON."""
+        if request.url.path.startswith(("/api/", "/openapi")) or "html" not in request.headers.get("accept", ""):
+            return JSONResponse({"detail": detail}, status)
+        return templates.TemplateResponse(request, "error.html", {"status": status, "detail": detail}, status)
+
+    app.add_middleware(Guard, token=token, port=port, host=host, refuse=problem)
+
+    @app.exception_handler(StarletteHTTPException)
+    async def http_problem(request: Request, error: StarletteHTTPException) -> Response:
+        detail = error.detail
+        if error.status_code == 404 and detail == "Not Found":
+            detail = f"There is nothing at {request.url.path[:120]!r}: the list of sessions is at /."
+        return problem(request, error.status_code, detail)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
+        return problem(request, 422, sentence(error))
+
+    @app.exception_handler(UserError)
+    async def user_error(request: Request, error: UserError) -> Response:
+        return problem(request, 409, str(error))
+
+    @app.exception_handler(sqlalchemy.exc.DatabaseError)
+    async def database_error(request: Request, error: sqlalchemy.exc.DatabaseError) -> Response:
+        detail = f"The session's database cannot be used just now ({error.orig}): nothing was changed, try again."
+        return problem(request, 503, detail)
+
+    def find(session: str) -> Open:
+        try:
+            return sessions.open(session)
+        except UserError as error:
+            there = store.NAME.fullmatch(session) and (sessions.data_dir / session / "config.json").is_file()
+            raise HTTPException(409 if there else 404, str(error)) from None
+
+    Found = Annotated[Open, Depends(find)]
+
+    # ------------------------------------------------------------------ pages
+
+    @app.get("/", response_class=HTMLResponse, include_in_schema=False)
+    def list_page(request: Request) -> Response:
+        context = {"sessions": sessions.summaries(), "data_dir": sessions.data_dir}
+        return templates.TemplateResponse(request, "sessions.html", context)
+
+    @app.get("/s/{session}", response_class=HTMLResponse, include_in_schema=False)
+    def session_page(request: Request, found: Found) -> Response:
+        return templates.TemplateResponse(request, "session.html", {"state": found.state()})
+
+    @app.get("/docs", response_class=HTMLResponse, include_in_schema=False)
+    def docs_page(request: Request) -> Response:
+        return templates.TemplateResponse(request, "docs.html", {"api": app.openapi()})
+
+    @app.get("/favicon.ico", include_in_schema=False)
+    def favicon() -> Response:
+        return FileResponse(HERE / "static" / "icon.svg", media_type="image/svg+xml")
+
+    # ------------------------------------------------------------------ reading
+
+    @app.get("/api/sessions")
+    def list_sessions() -> dict[str, list[dict[str, Any]]]:
+        """All sessions of the data directory, newest first, as `rlhf-gym list --json` prints them."""
+        return {"sessions": sessions.summaries()}
+
+    @app.get("/api/s/{session}")
+    def get_state(found: Found) -> State:
+        """What the session is doing, and what it waits for."""
+        return found.state()
+
+    @app.get("/api/s/{session}/events", response_class=EventSourceResponse)
+    async def stream_states(found: Found) -> AsyncIterator[ServerSentEvent]:
+        """The state now and again whenever it changes, as server-sent events."""
+        sent = ""
+        while not stopping.is_set():
+            state = (await run_in_threadpool(found.state, fresh=not sent)).model_dump_json()
+            if state != sent:
+                sent = state
+                yield ServerSentEvent(raw_data=state, retry=RECONNECT_MS)
+            await asyncio.sleep(POLL_SECONDS)
+
+    @app.get("/api/s/{session}/pairs")
+    def next_pairs(
+        found: Found,
+        after: Annotated[int | None, Query(ge=1, le=MAX_ID, description="only pairs shown after this one")] = None,
+        limit: Annotated[int, Query(ge=1, le=1000)] = 20,
+    ) -> Batch:
+        """The next unlabeled pairs of the batch, in the order to show them; none while nothing is to be labeled."""
+        return read_batch(found.session, after, limit)
+
+    @app.get("/api/s/{session}/clips/{clip}.png", response_class=FileResponse)
+    def clip_sheet(found: Found, clip: Annotated[int, PathParameter(ge=1, le=MAX_ID)], v: str = "") -> Response:
+        """The sprite sheet of a clip; the addresses that the API gives out may be kept for ever."""
+        row = found.session.clips([clip]).get(clip)
+        path = sheet_path(found.session, row) if row else None
+        if row is None or path is None:
+            raise HTTPException(404, f"Session {found.session.name!r} has no picture of a clip {clip}.")
+        current = v == sheet_version(found.session, row)
+        caching = "private, max-age=31536000, immutable" if current else "private, no-cache"
+        return FileResponse(path, media_type="image/png", headers={"Cache-Control": caching})
+
+    @app.get("/api/s/{session}/videos/{name}.mp4", response_class=FileResponse)
+    def video(found: Found, name: Annotated[str, PathParameter(pattern=r"^(start|r\d{3,9})$")]) -> Response:
+        """A video of the agent after a round: start, r000, r001 …; answers byte ranges."""
+        path = found.session.video(store.START if name == "start" else int(name[1:]))
+        if path.name != f"{name}.mp4" or not path.is_file():
+            raise HTTPException(404, f"Session {found.session.name!r} has no video {name}.mp4.")
+        return FileResponse(path, media_type="video/mp4", headers={"Cache-Control": "private, no-cache"})
+
+    # ------------------------------------------------------------------ writing
+
+    @app.post("/api/s/{session}/labels", status_code=201)
+    def add_label(found: Found, body: LabelBody, response: Response) -> LabelAnswer:
+        """Stores a label; answered once it is safe on disk. The same id again changes nothing (200)."""
+        known = found.session.last_label_id()
+        try:
+            row = found.session.add_label(
+                body.id, body.pair, body.choice, strength=body.strength, response_ms=body.response_ms
+            )
+        except KeyError:
+            detail = f"Session {found.session.name!r} has no pair {body.pair}: ask for the next ones."
+            raise HTTPException(404, detail) from None
+        except ValueError as error:
+            raise HTTPException(409, str(error)) from None
+        response.status_code = 200 if row <= known else 201
+        return LabelAnswer(label=row)
+
+    @app.post("/api/s/{session}/undo")
+    def undo(found: Found, body: UndoBody) -> UndoAnswer:
+        """Takes back the newest label of the batch that is being labeled. The same id again changes nothing."""
+        try:
+            pair = found.session.take_back(body.id)
+        except ValueError as error:
+            raise HTTPException(409, str(error)) from None
+        return UndoAnswer(label=found.session.last_label_id(), pair=show_pairs(found.session, [pair])[0])
+
+    @app.post("/api/s/{session}/goal")
+    def set_goal(found: Found, body: GoalBody) -> State:
+        """Sets the sentence above the clips; earlier ones are kept as events."""
+        found.session.add_event("goal", found.session.where().round, text=" ".join(body.text.split()))
+        return found.state()
+
+    @app.post("/api/s/{session}/close")
+    def close_batch(found: Found) -> State:
+        """Ends the batch early: the loop trains on what is labeled so far."""
+        where = found.session.where()
+        if where.phase != "label":
+            detail = f"There is no batch to close: session {found.session.name!r} is in phase {where.phase}."
+            raise HTTPException(409, detail)
+        found.session.add_event("close", where.round, attempt=where.attempt)
+        return found.state()
+
+    return app
+
+
+class Static(StaticFiles):
+    """Static files that the browser asks about each time (304 mostly): no build step, so no names with hashes."""
+
+    def file_response(self, *args: Any, **kwargs: Any) -> Response:
+        response = super().file_response(*args, **kwargs)
+        response.headers["Cache-Control"] = "no-cache"
+        return response
+
+
+def sentence(error: RequestValidationError) -> str:
+    """The first thing that is wrong with a request, as one sentence."""
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"][1:]) or "the body"
+    value = first.get("input")
+    shown = "" if first["type"] == "missing" or isinstance(value, dict) else f" {str(value)[:60]!r}"
+    return f"{place}{shown}: {first['msg'][0].lower()}{first['msg'][1:]}. See /docs."

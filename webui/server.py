@@ -1,0 +1,183 @@
+"""The pages' web server: uvicorn in a daemon thread, beside the loop or alone (`rlhf-gym serve`)."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import socket
+import sys
+import threading
+import time
+import webbrowser
+from pathlib import Path
+
+import uvicorn
+
+from rlhf_gym.config import UserError
+from webui.app import create_app
+from webui.state import Sessions
+
+DEFAULT_PORT = 8000
+PORTS_TRIED = 20
+START_SECONDS = 20.0
+STOP_SECONDS = 0.8  # for open answers to end by themselves; event streams do within 0.25
+
+
+class Server:
+    """Serves a data directory until `stop()`.
+
+    Args:
+        host: address or name to listen on.
+        port: None tries 8000 and the next ones, 0 takes any that is free, else just this one.
+        token: None takes the one kept for this user.
+    """
+
+    def __init__(
+        self, data_dir: Path, host: str = "127.0.0.1", port: int | None = None, token: str | None = None
+    ) -> None:
+        self.data_dir = Path(data_dir)
+        self.host = host
+        self.asked_port = port
+        self.port = port or DEFAULT_PORT
+        self.token = token or load_token()
+        self._stop = threading.Event()
+        self._server: uvicorn.Server | None = None
+        self._thread: threading.Thread | None = None
+
+    @property
+    def url(self) -> str:
+        """The list of sessions, with the token."""
+        return self.page()
+
+    def page(self, session: str | None = None) -> str:
+        """The address to open for a session's page, or the list of sessions; carries the token."""
+        host = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
+        path = f"s/{session}" if session else ""
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}/{path}?token={self.token}"
+
+    def start(self) -> None:
+        """Returns once the pages answer; raises UserError where the address cannot be listened on."""
+        listener = _listen(self.host, self.asked_port)
+        self.port = int(listener.getsockname()[1])
+        self._stop.clear()
+        app = create_app(self.data_dir, self.token, host=self.host, port=self.port, stop=self._stop)
+        self._sessions: Sessions = app.state.sessions
+        config = uvicorn.Config(
+            app, loop="asyncio", http="h11", ws="none", lifespan="off", log_config=None, log_level="warning",
+            access_log=False, server_header=False, proxy_headers=False, timeout_graceful_shutdown=1,
+        )  # fmt: skip
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(
+            target=self._server.run, kwargs={"sockets": [listener]}, name="webui", daemon=True
+        )
+        self._thread.start()
+        deadline = time.monotonic() + START_SECONDS
+        while not self._server.started:
+            if not self._thread.is_alive() or time.monotonic() > deadline:
+                raise UserError(f"The pages did not start on {self.host}:{self.port}: try another --port.")
+            time.sleep(0.01)
+
+    def stop(self) -> None:
+        """Ends within about a second, whatever is still open."""
+        self._stop.set()
+        if self._server is None or self._thread is None:
+            return
+        self._server.should_exit = True
+        self._thread.join(STOP_SECONDS)
+        if self._thread.is_alive():
+            self._server.force_exit = True
+            self._thread.join(0.3)
+        self._server = self._thread = None
+        self._sessions.close()
+
+
+def _listen(host: str, asked: int | None) -> socket.socket:
+    """A listening socket, so that the port is ours before anything is printed or opened."""
+    ports = range(DEFAULT_PORT, DEFAULT_PORT + PORTS_TRIED) if asked is None else [asked]
+    problem: OSError | None = None
+    for port in ports:
+        try:
+            family, kind, protocol, _, address = socket.getaddrinfo(
+                host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            )[0]
+        except (OSError, OverflowError, UnicodeError) as error:
+            raise UserError(f"--host {host!r} --port {port} is no address here ({error}): use 127.0.0.1.") from None
+        listener = socket.socket(family, kind, protocol)
+        try:
+            if os.name == "posix":  # a restart may take the port over from its own closing connections
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            listener.listen(128)
+            return listener
+        except OSError as error:
+            listener.close()
+            problem = error
+    which = f"Port {ports[0]}" if len(ports) == 1 else f"Each port from {ports[0]} to {ports[-1]}"
+    reason = problem.strerror if problem else ""
+    raise UserError(f"{which} on {host} cannot be used ({reason}): stop what uses it, or choose another with --port.")
+
+
+# ---------------------------------------------------------------------------------------------- token, browser
+
+
+def config_dir() -> Path:
+    """Where this user's settings of rlhf-gym lie."""
+    if sys.platform == "win32":
+        return Path(os.environ.get("APPDATA") or Path.home() / "AppData" / "Roaming") / "rlhf-gym"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Application Support" / "rlhf-gym"
+    return Path.home() / ".config" / "rlhf-gym"
+
+
+def load_token(directory: Path | None = None) -> str:
+    """This user's token, made once: outside sessions, so that copying one gives nothing away; mode 0600.
+
+    It outlives restarts, so that an open tab goes on after a resume.
+    """
+    path = (directory or config_dir()) / "token"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        aside = path.with_name(f".token-{os.getpid()}-{secrets.token_hex(4)}")
+        if not _read_token(path):
+            handle = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(handle, "w") as file:
+                file.write(secrets.token_urlsafe(24))
+                file.flush()
+                os.fsync(file.fileno())
+            try:
+                if path.exists():  # unusable
+                    os.replace(aside, path)
+                else:
+                    os.link(aside, path)  # of two that start at once, the first one's token counts
+            except FileExistsError:
+                pass
+            except OSError:  # a file system without links
+                os.replace(aside, path)
+            finally:
+                with contextlib.suppress(FileNotFoundError):
+                    aside.unlink()
+        if os.name == "posix":
+            path.chmod(0o600)
+        token = _read_token(path)
+    except OSError as error:
+        raise UserError(f"Cannot keep the pages' key in {path} ({error.strerror}): make it writable.") from None
+    if not token:
+        raise UserError(f"The pages' key in {path} is unusable: delete that file and start again.")
+    return token
+
+
+def _read_token(path: Path) -> str:
+    try:
+        token = path.read_text().strip()
+    except (FileNotFoundError, UnicodeDecodeError):
+        return ""
+    usable = len(token) >= 16 and token.isascii() and token.replace("-", "").replace("_", "").isalnum()
+    return token if usable else ""
+
+
+def open_browser(url: str) -> bool:
+    """Opens the address where there is a display; returns whether it did."""
+    if sys.platform.startswith("linux") and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        return False
+    return webbrowser.open(url)

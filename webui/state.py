@@ -1,0 +1,316 @@
+"""What the pages show of a session: the shapes of the API's answers, and how they are made from the store."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import sqlalchemy.exc
+from pydantic import BaseModel, Field, ValidationError
+
+from rlhf_gym import store
+from rlhf_gym.config import UserError
+from rlhf_gym.store import Session
+
+View = Literal["label", "train", "paused", "finished"]
+
+RUNNING_SECONDS = 1.0  # how long the answer to "does a loop run?" is kept: asking takes the lock for a moment
+STORED_SECONDS = 2.0  # at the latest the stored part of a state is read again, whatever the files' times say
+
+
+class Clip(BaseModel):
+    """A sprite sheet: frame i lies at column i % columns, row i // columns."""
+
+    id: int
+    url: str | None = Field(description="PNG sprite sheet; null where nothing was rendered")
+    width: int = Field(description="of one frame, in pixels")
+    height: int = Field(description="of one frame, in pixels")
+    columns: int
+    frames: int
+    fps: float
+    ended_frame: int | None = Field(description="first frame that shows an ended episode; null if it goes on")
+
+
+class Pair(BaseModel):
+    id: int
+    position: int
+    left: Clip
+    right: Clip
+
+
+class Batch(BaseModel):
+    """The unlabeled pairs of the batch that is being labeled, in the order to show them."""
+
+    round: int
+    attempt: int
+    total: int = Field(description="pairs of the batch")
+    labeled: int = Field(description="pairs of the batch that have a label")
+    last_label: int = Field(description="newest label row that this answer knows of")
+    pairs: list[Pair]
+
+
+class Progress(BaseModel):
+    """What the loop is doing this moment."""
+
+    phase: str = ""
+    round: int | None = None
+    done: float | None = None
+    total: float | None = None
+    unit: str | None = None
+    speed: float | None = Field(default=None, description="units a second, waiting not counted")
+    eta: float | None = Field(default=None, description="seconds left of the phase")
+    message: str | None = None
+    numbers: dict[str, float | None] = {}
+
+
+class Video(BaseModel):
+    round: int = Field(description="-1: the untrained agent")
+    url: str
+
+
+class Return(BaseModel):
+    round: int = Field(description="-1: the untrained agent")
+    mean: float
+
+
+class State(BaseModel):
+    """A session as its page shows it; sent over the event stream whenever it changes."""
+
+    name: str
+    created: float = Field(description="tells sessions of one name apart")
+    env_id: str
+    labeler: str
+    goal: str
+    rounds: int = Field(description="stops after this many; 0: goes on until stopped")
+    view: View
+    running: bool = Field(description="whether a loop runs this session now")
+    resume: str = Field(description="the command that makes it go on")
+    round: int
+    attempt: int
+    phase: str
+    pairs: int
+    labeled: int
+    last_label: int
+    progress: Progress | None
+    video: Video | None = Field(description="the newest video of the agent")
+    true_returns: list[Return]
+
+
+class Stored(BaseModel):
+    """The part of a state that changes only when the database or a file of the session does."""
+
+    name: str
+    created: float
+    env_id: str
+    labeler: str
+    goal: str
+    rounds: int
+    resume: str
+    round: int
+    attempt: int
+    phase: str
+    pairs: int
+    labeled: int
+    last_label: int
+    video: Video | None
+    true_returns: list[Return]
+
+
+class Open:
+    """An open session with what is remembered of it between requests."""
+
+    def __init__(self, session: Session, resume: str) -> None:
+        self.session = session
+        self.resume = resume
+        self._lock = threading.Lock()
+        self._running = (0.0, False)
+        self._stored: tuple[float, tuple[Any, ...], Stored] | None = None
+
+    def running(self) -> bool:
+        with self._lock:  # two askers at once would each take the other for a loop
+            asked, answer = self._running
+            if time.monotonic() - asked > RUNNING_SECONDS:
+                answer = self.session.running()
+                self._running = (time.monotonic(), answer)
+            return answer
+
+    def summary(self) -> dict[str, Any]:
+        with self._lock:
+            summary = self.session.summary()
+            self._running = (time.monotonic(), summary["running"])
+            return summary
+
+    def state(self, fresh: bool = True) -> State:
+        """The state now; `fresh=False` reads the database only when its files have changed (for event streams)."""
+        stamp = _stamp(self.session)
+        old = self._stored
+        if fresh or old is None or old[1] != stamp or time.monotonic() - old[0] > STORED_SECONDS:
+            stored = read_stored(self.session, self.resume)
+            self._stored = (time.monotonic(), stamp, stored)
+        else:
+            stored = old[2]
+        running = self.running()
+        progress = read_progress(self.session) if running else None
+        view: View = "train" if running else "paused"
+        if stored.phase == "finished":
+            view = "finished"
+        elif stored.labeler == "human":
+            # the loop waits a moment after the last label, so that this one can be taken back too
+            waits = stored.phase == "train_reward" and stored.labeled == stored.pairs
+            if stored.phase == "label" or (waits and progress is not None and progress.phase == "label"):
+                view = "label"
+        return State(**dict(stored), view=view, running=running, progress=progress)
+
+
+class Sessions:
+    """The sessions of a data directory, opened once and kept open."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self.data_dir = data_dir
+        self._lock = threading.Lock()
+        self._open: dict[str, tuple[int, Open]] = {}
+
+    def open(self, name: str) -> Open:
+        """Raises UserError where there is no such session, or one that this version cannot read."""
+        with self._lock:
+            try:
+                inode = os.stat(self.data_dir / store.check_name(name) / "session.db").st_ino
+            except OSError:
+                inode = -1
+            known = self._open.get(name)
+            if known is not None and known[0] == inode:
+                return known[1]
+            if known is not None:  # deleted, or another one of that name
+                self._open.pop(name)[1].session.close()
+            opened = Open(store.open_session(self.data_dir, name), self.resume_command(name))
+            self._open[name] = (inode, opened)
+            return opened
+
+    def resume_command(self, name: str) -> str:
+        where = "" if self.data_dir == Path("data") else f" --data-dir {self.data_dir}"
+        return f"rlhf-gym resume {name}{where}"
+
+    def summaries(self) -> list[dict[str, Any]]:
+        """`Session.summary` of each, newest first; of one that cannot be read, its name and the reason."""
+        rows: list[dict[str, Any]] = []
+        for name in store.session_names(self.data_dir):
+            try:
+                rows.append(self.open(name).summary())
+            except (UserError, sqlalchemy.exc.DatabaseError) as error:
+                rows.append({"name": name, "error": str(error).partition("\n")[0]})
+        return rows
+
+    def close(self) -> None:
+        with self._lock:
+            for _, opened in self._open.values():
+                opened.session.close()
+            self._open.clear()
+
+
+def read_stored(session: Session, resume: str) -> Stored:
+    last_label = session.last_label_id()  # first, so that what follows knows at least of that one
+    header, config, where = session.header(), session.config, session.where()
+    return Stored(
+        name=session.name,
+        created=float(header.get("created") or 0.0),
+        env_id=config.env_id,
+        labeler=config.labeler,
+        goal=session.goal(),
+        rounds=config.rounds,
+        resume=resume,
+        round=where.round,
+        attempt=where.attempt,
+        phase=where.phase,
+        pairs=where.pairs,
+        labeled=where.labeled,
+        last_label=last_label,
+        video=newest_video(session),
+        true_returns=[Return(round=r, mean=v) for r, v in sorted(session.true_returns().items())],
+    )
+
+
+def read_progress(session: Session) -> Progress | None:
+    raw = session.progress()
+    if not raw:
+        return None
+    try:
+        return Progress.model_validate(raw)
+    except ValidationError as error:  # written by another version: say so rather than show nothing
+        return Progress(message=f"progress.json is not understood ({error.errors()[0]['msg']})")
+
+
+def read_batch(session: Session, after: int | None, limit: int) -> Batch:
+    """The next unlabeled pairs of the batch that is being labeled; none in any other phase."""
+    last_label = session.last_label_id()  # first, so that what follows knows at least of that one
+    where = session.where()
+    pairs = session.pairs(where.round, where.attempt)
+    start = next((p.position for p in pairs if p.id == after), -1)
+    todo = [p for p in pairs if p.choice is None and p.position > start] if where.phase == "label" else []
+    return Batch(
+        round=where.round,
+        attempt=where.attempt,
+        total=len(pairs),
+        labeled=sum(p.choice is not None for p in pairs),
+        last_label=last_label,
+        pairs=show_pairs(session, todo[:limit]),
+    )
+
+
+def show_pairs(session: Session, pairs: Sequence[store.Pair]) -> list[Pair]:
+    """Pairs as the page gets them: neither their kind nor what the model thinks, lest the person be swayed."""
+    clips = session.clips([i for p in pairs for i in (p.left_clip, p.right_clip)])
+    shown = {i: show_clip(session, clip) for i, clip in clips.items()}
+    return [Pair(id=p.id, position=p.position, left=shown[p.left_clip], right=shown[p.right_clip]) for p in pairs]
+
+
+def show_clip(session: Session, clip: store.Clip) -> Clip:
+    version = sheet_version(session, clip)
+    return Clip(
+        id=clip.id,
+        url=version and f"/api/s/{session.name}/clips/{clip.id}.png?v={version}",
+        width=clip.frame_width or 1,
+        height=clip.frame_height or 1,
+        columns=clip.columns or 1,
+        frames=clip.frames or 1,
+        fps=clip.fps,
+        ended_frame=clip.ended_frame,
+    )
+
+
+def sheet_path(session: Session, clip: store.Clip) -> Path | None:
+    """Where the sheet lies; None where there is none, or where the row points out of the session."""
+    if clip.sheet is None:
+        return None
+    path = (session.path / clip.sheet).resolve()
+    return path if path.is_relative_to(session.path.resolve()) and path.is_file() else None
+
+
+def sheet_version(session: Session, clip: store.Clip) -> str | None:
+    """Part of the sheet's address: a browser keeps sheets for ever, and a later session may have the same name."""
+    path = sheet_path(session, clip)
+    return f"{path.stat().st_mtime_ns:x}" if path else None
+
+
+def newest_video(session: Session) -> Video | None:
+    for number in reversed(session.trained_rounds()):
+        path = session.video(number)
+        if path.is_file():
+            url = f"/api/s/{session.name}/videos/{path.name}?v={path.stat().st_mtime_ns:x}"
+            return Video(round=number, url=url)
+    return None
+
+
+def _stamp(session: Session) -> tuple[Any, ...]:
+    """Changes whenever something is stored: times and sizes of the files that are written to."""
+    stamp: list[Any] = []
+    for name in ("session.db", "session.db-wal", "config.json", "checkpoints", "videos"):
+        try:
+            stat = os.stat(session.path / name)
+            stamp.append((stat.st_mtime_ns, stat.st_size, stat.st_ino))
+        except OSError:
+            stamp.append(None)
+    return tuple(stamp)

@@ -1,0 +1,304 @@
+// Labeling: the queue of pairs, choosing, taking back. What is on screen never waits for the server.
+
+import { Outbox } from "./outbox.js";
+import { Player } from "./player.js";
+import { Sheets } from "./sheets.js";
+import { fit } from "./layout.js";
+import { duration, median } from "./format.js";
+
+const SETTLE_MS = 150; // a pair that has only just appeared cannot have been judged
+const AHEAD = 3; // pairs whose sheets are decoded ahead
+const FETCH = 100; // pairs asked for at once: only where their sheets lie, no pictures
+const PACE_OVER = 10; // the pace is the median over that many labels
+const AGAIN_MS = 1000;
+const SPEEDS = { quarter: 0.25, half: 0.5, full: 1 };
+const SAID = { left: "Left better", right: "Right better", equal: "Equal", skip: "Can’t tell" };
+
+export class Labeling {
+  #base;
+  #say;
+  #view = document.getElementById("label-view");
+  #stage = document.getElementById("stage");
+  #figures = [...this.#stage.querySelectorAll(".clip")];
+  #sheets = new Sheets();
+  #player;
+  #batch = null; // "round-attempt"; null while there is nothing to label
+  #queue = []; // pairs to label, the one on screen first
+  #history = []; // pairs labeled in this tab, for undo
+  #shown = null; // the pair on screen, once its first frame is drawn
+  #shownAt = 0;
+  #labeled = 0;
+  #total = 0;
+  #seen = 0; // newest label row that we know of
+  #more = false; // whether the server has further pairs of this batch
+  #loading = 0;
+  #pace = [];
+
+  /** say: { toast(text), speak(text), trouble(count, sentence), count(text, share) }. */
+  constructor(base, state, say) {
+    this.#base = base;
+    this.#say = say;
+    this.outbox = new Outbox(base, `rlhf-gym outbox ${state.name} ${state.created}`, {
+      saved: (item, answer) => this.#saved(item, answer),
+      refused: (item, sentence) => this.#refused(sentence),
+      trouble: say.trouble,
+    });
+    this.#player = new Player(
+      this.#figures.map((figure) => figure.querySelector("canvas")),
+      (frame, ended) => this.#drawn(frame, ended),
+    );
+    this.#buttons();
+    new ResizeObserver(() => this.#fit()).observe(this.#stage);
+    this.outbox.kick();
+  }
+
+  // ---------------------------------------------------------------- following the session
+
+  update(state) {
+    const batch = `${state.round}-${state.attempt}`;
+    if (batch !== this.#batch) {
+      this.#reset(batch);
+      this.#total = state.pairs;
+      this.#labeled = state.labeled;
+      this.#load();
+    } else if (!this.outbox.items.length && state.last_label > this.#seen && state.labeled !== this.#labeled) {
+      this.#load(); // someone labels in another tab too
+    }
+    this.#count();
+  }
+
+  leave() {
+    if (this.#batch === null) return;
+    this.#reset(null);
+    this.#sheets.keepOnly([]);
+  }
+
+  #reset(batch) {
+    this.#batch = batch;
+    this.#queue = [];
+    this.#history = [];
+    this.#loading += 1;
+    this.#blank("");
+  }
+
+  /** Asks which pairs are left; tries until it is told, or something else is going on. */
+  async #load(after = null) {
+    const turn = (this.#loading += 1);
+    for (;;) {
+      const answer = await getJson(`${this.#base}/pairs?limit=${FETCH}${after ? `&after=${after}` : ""}`);
+      if (turn !== this.#loading) return;
+      if (answer?.last_label < this.#seen) continue; // overtaken by a label that was saved meanwhile
+      if (answer) {
+        if (`${answer.round}-${answer.attempt}` === this.#batch) this.#take(answer, after);
+        return;
+      }
+      await new Promise((resolve) => setTimeout(resolve, AGAIN_MS));
+    }
+  }
+
+  #take(answer, after) {
+    const pending = this.outbox.items.filter((item) => item.batch === this.#batch);
+    const labeledHere = new Set(pending.filter((item) => item.kind === "labels").map((item) => item.body.pair));
+    const fresh = answer.pairs.filter((pair) => !labeledHere.has(pair.id));
+    this.#more = answer.pairs.length === FETCH;
+    if (after) {
+      const known = new Set(this.#queue.map((pair) => pair.id));
+      this.#queue.push(...fresh.filter((pair) => !known.has(pair.id)));
+    } else {
+      this.#total = answer.total;
+      this.#seen = Math.max(this.#seen, answer.last_label);
+      this.#labeled = answer.labeled + answer.pairs.length - fresh.length;
+      const current = fresh.find((pair) => pair.id === this.#shown?.id);
+      this.#queue = current ? [current, ...fresh.filter((pair) => pair !== current)] : fresh;
+    }
+    this.#show();
+  }
+
+  // ---------------------------------------------------------------- judging
+
+  choose(choice, strong = false) {
+    const pair = this.#shown;
+    const passed = performance.now() - this.#shownAt;
+    if (!pair || pair !== this.#queue[0] || passed < SETTLE_MS) return;
+    const strength = strong && (choice === "left" || choice === "right") ? "strong" : "normal";
+    this.#queue.shift();
+    this.#history.push(pair);
+    this.#labeled += 1;
+    this.#pace = [...this.#pace, passed / 1000].slice(-PACE_OVER);
+    this.#show();
+    const body = { pair: pair.id, choice, strength, response_ms: Math.round(Math.min(passed, 2 ** 31 - 1)) };
+    this.outbox.add("labels", body, { batch: this.#batch });
+    this.#flash(choice, strength);
+    const said = (strength === "strong" ? "Much: " : "") + SAID[choice];
+    this.#say.speak(`${said}. ${this.#queue.length ? `Pair ${this.#labeled + 1} of ${this.#total}.` : "Batch done."}`);
+    if (this.#more && this.#queue.length < FETCH / 4) {
+      this.#more = false;
+      this.#load(this.#queue.at(-1)?.id ?? pair.id);
+    }
+  }
+
+  undo() {
+    if (this.#batch === null) return;
+    if (!this.#history.length && !this.#labeled) {
+      this.#say.toast("There is nothing to take back.");
+      return;
+    }
+    const pair = this.#history.pop() ?? null;
+    this.outbox.add("undo", {}, { batch: this.#batch, pair: pair?.id ?? null });
+    if (pair) this.#again(pair);
+  }
+
+  /** A pair comes back to be labeled anew. */
+  #again(pair) {
+    this.#queue = [pair, ...this.#queue.filter((other) => other.id !== pair.id)];
+    this.#labeled = Math.max(this.#labeled - 1, 0);
+    this.#show();
+    this.#say.speak(`Taken back. Pair ${this.#labeled + 1} of ${this.#total}.`);
+  }
+
+  #saved(item, answer) {
+    this.#seen = Math.max(this.#seen, answer.label);
+    if (item.kind !== "undo" || item.batch !== this.#batch) return;
+    if (item.pair === null) this.#again(answer.pair);
+    else if (item.pair !== answer.pair.id) this.#load(); // another tab had labeled since
+  }
+
+  #refused(sentence) {
+    this.#say.toast(sentence);
+    this.#history = [];
+    if (this.#batch !== null) this.#load();
+  }
+
+  // ---------------------------------------------------------------- on screen
+
+  #show() {
+    const pair = this.#queue[0];
+    const soon = this.#queue.slice(0, AHEAD + 1);
+    this.#sheets.keepOnly([...soon, ...this.#history.slice(-1)]);
+    this.#count();
+    if (!pair) {
+      const done = this.#labeled >= this.#total && this.#total > 0;
+      this.#blank(done ? "That was the last one of this batch. Undo takes it back." : "");
+      return;
+    }
+    const sheets = this.#sheets.ready(pair);
+    if (!sheets) {
+      this.#blank("Loading the clips …");
+      this.#sheets.load(pair).then(() => this.#queue[0] === pair && this.#shown !== pair && this.#show());
+      return;
+    }
+    if (this.#shown !== pair) {
+      this.#shown = pair;
+      this.#shownAt = performance.now();
+      this.#note("");
+      this.#stage.dataset.ready = "true";
+      this.#stage.dataset.pair = pair.id;
+      this.#scrub.max = Math.max(pair.left.frames, pair.right.frames) - 1;
+      this.#fit();
+      this.#player.show(pair, sheets);
+      this.#playing();
+    }
+    for (const next of soon) this.#sheets.load(next);
+  }
+
+  #blank(note) {
+    this.#shown = null;
+    this.#stage.dataset.ready = "false";
+    delete this.#stage.dataset.pair;
+    this.#note(note);
+    this.#player?.clear();
+  }
+
+  #note(text) {
+    document.getElementById("stage-note").textContent = text;
+  }
+
+  #drawn(frame, ended) {
+    this.#figures.forEach((figure, i) => figure.classList.toggle("ended", ended[i]));
+    this.#scrub.value = frame;
+  }
+
+  #fit() {
+    const pair = this.#shown;
+    if (!pair) return;
+    const [width, height] = ["width", "height"].map((d) => Math.max(pair.left[d], pair.right[d]));
+    fit(this.#stage, this.#figures, width, height);
+  }
+
+  #flash(choice, strength) {
+    const sides = { left: [0], right: [1], equal: [0, 1], skip: [] }[choice];
+    const button = this.#view.querySelector(`[data-choice=${choice}]`);
+    for (const element of [...sides.map((i) => this.#figures[i]), button]) {
+      element.classList.remove("flash", "strong");
+      void element.offsetWidth; // starts the animation anew
+      element.classList.add("flash", ...(strength === "strong" ? ["strong"] : []));
+    }
+  }
+
+  #count() {
+    if (this.#batch === null) return;
+    const left = Math.max(this.#total - this.#labeled, 0);
+    const parts = [`${Math.min(this.#labeled + 1, this.#total)} of ${this.#total}`];
+    if (this.#pace.length) {
+      const pace = median(this.#pace);
+      if (left) parts.push(`about ${duration(left * pace)} left`);
+      parts.push(`${pace.toFixed(1)} s a label`);
+    }
+    this.#say.count(left ? parts : [`${this.#total} of ${this.#total}`], this.#total ? this.#labeled / this.#total : 0);
+  }
+
+  // ---------------------------------------------------------------- playback and buttons
+
+  get #scrub() {
+    return document.getElementById("scrub");
+  }
+
+  /** Does what a key means. */
+  act(what, strong) {
+    if (what in SAID) this.choose(what, strong);
+    else if (what === "undo") this.undo();
+    else if (what === "play") this.#player.toggle();
+    else if (what === "back") this.#player.step(-1);
+    else if (what === "on") this.#player.step(1);
+    else if (what === "restart") this.#player.restart();
+    else if (what in SPEEDS) this.#player.speed = SPEEDS[what];
+    this.#playing();
+  }
+
+  #playing() {
+    const play = document.getElementById("play");
+    play.classList.toggle("playing", this.#player.playing);
+    play.setAttribute("aria-label", this.#player.playing ? "Pause" : "Play");
+    for (const button of this.#view.querySelectorAll("[data-speed]")) {
+      button.setAttribute("aria-pressed", String(Number(button.dataset.speed) === this.#player.speed));
+    }
+  }
+
+  #buttons() {
+    this.#view.addEventListener("click", (event) => {
+      const button = event.target.closest("button");
+      if (!button) return;
+      if (event.detail) button.blur(); // clicked, not pressed: Space shall pause, not choose again
+      if (button.dataset.choice) this.choose(button.dataset.choice, event.shiftKey);
+      else if (button.id === "undo") this.undo();
+      else if (button.id === "play") this.act("play");
+      else if (button.dataset.speed) this.#player.speed = Number(button.dataset.speed);
+      this.#playing();
+    });
+    this.#scrub.addEventListener("input", () => {
+      this.#player.playing = false;
+      this.#player.seek(Number(this.#scrub.value));
+      this.#playing();
+    });
+    this.#scrub.addEventListener("change", () => this.#scrub.blur());
+  }
+}
+
+async function getJson(url) {
+  try {
+    const answer = await fetch(url);
+    return answer.ok ? await answer.json() : null;
+  } catch {
+    return null;
+  }
+}

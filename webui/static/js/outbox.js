@@ -1,0 +1,92 @@
+// Labels and undos on their way to the server: one after the other, each tried until it is answered.
+//
+// The page shows the next pair at once; what it has not yet been told is on disk waits here, survives a reload of the
+// tab, and is shown as not saved when it takes long. The id of each makes a retry count once.
+
+const FIRST_RETRY_MS = 300;
+const LONGEST_RETRY_MS = 3000;
+const TIMEOUT_MS = 40000; // longer than the server itself waits for the database
+
+export class Outbox {
+  #base;
+  #key;
+  #events;
+  #waiting = [];
+  #busy = false;
+  #retry = null;
+  #failures = 0;
+
+  /** events: saved(item, answer), refused(item, sentence), trouble(count, sentence or null). */
+  constructor(base, key, events) {
+    this.#base = base;
+    this.#key = key;
+    this.#events = events;
+    this.#waiting = JSON.parse(sessionStorage.getItem(key) ?? "[]");
+    addEventListener("beforeunload", (event) => {
+      if (this.#failures) event.preventDefault();
+    });
+  }
+
+  get items() {
+    return this.#waiting;
+  }
+
+  /** kind: labels or undo; body: what is posted, given an id here; extra: kept with it for the events. */
+  add(kind, body, extra = {}) {
+    this.#waiting.push({ kind, body: { id: newId(), ...body }, ...extra });
+    this.#store();
+    this.kick();
+  }
+
+  /** Tries now rather than at the next turn. */
+  kick() {
+    clearTimeout(this.#retry);
+    if (!this.#busy && this.#waiting.length) this.#send();
+  }
+
+  async #send() {
+    this.#busy = true;
+    const item = this.#waiting[0];
+    const { status, answer } = await post(`${this.#base}/${item.kind}`, item.body);
+    this.#busy = false;
+    if (status === 0 || status === 401 || status >= 500) {
+      this.#failures += 1;
+      this.#events.trouble(this.#waiting.length, status ? answer?.detail : null);
+      this.#retry = setTimeout(() => this.kick(), Math.min(FIRST_RETRY_MS * 2 ** (this.#failures - 1), LONGEST_RETRY_MS));
+      return;
+    }
+    this.#failures = 0;
+    this.#waiting.shift();
+    this.#store();
+    this.#events.trouble(0, null);
+    if (status < 300) this.#events.saved(item, answer);
+    else this.#events.refused(item, answer?.detail ?? `The server answered ${status}.`);
+    this.kick();
+  }
+
+  #store() {
+    if (this.#waiting.length) sessionStorage.setItem(this.#key, JSON.stringify(this.#waiting));
+    else sessionStorage.removeItem(this.#key);
+  }
+}
+
+/** Posts JSON; status 0 means that no answer came. */
+export async function post(url, body) {
+  try {
+    const answer = await fetch(url, {
+      method: "POST",
+      headers: { "Content-Type": "application/json" },
+      body: JSON.stringify(body),
+      keepalive: true,
+      signal: AbortSignal.timeout(TIMEOUT_MS),
+    });
+    return { status: answer.status, answer: await answer.json().catch(() => null) };
+  } catch {
+    return { status: 0, answer: null };
+  }
+}
+
+function newId() {
+  // crypto.randomUUID is missing on plain http from another machine; this is there always
+  return Array.from(crypto.getRandomValues(new Uint8Array(16)), (b) => b.toString(16).padStart(2, "0")).join("");
+}

@@ -1,0 +1,125 @@
+// A session's page: follows the session's state and shows the view that belongs to it. Nobody ever reloads it.
+
+import { Goal } from "./goal.js";
+import { Labeling } from "./label.js";
+import { Live } from "./live.js";
+import { Watch } from "./watch.js";
+import { describe, listen } from "./keys.js";
+import { post } from "./outbox.js";
+
+const TOAST_MS = 5000;
+const QUIET_TROUBLE_MS = 600; // a label that is saved at the second try is nobody's trouble
+
+const $ = (id) => document.getElementById(id);
+const app = $("app");
+const menu = $("menu");
+
+let state = JSON.parse(app.dataset.state);
+let toastTimer = null;
+let troubleTimer = null;
+let gone = false;
+let unsaved = 0;
+let whyUnsaved = null;
+
+const base = `/api/s/${state.name}`;
+const say = {
+  toast(text) {
+    $("toast").textContent = text;
+    clearTimeout(toastTimer);
+    toastTimer = setTimeout(() => ($("toast").textContent = ""), TOAST_MS);
+  },
+  speak(text) {
+    $("spoken").textContent = text;
+  },
+  trouble(count, sentence) {
+    unsaved = count;
+    whyUnsaved = sentence;
+    clearTimeout(troubleTimer);
+    troubleTimer = setTimeout(showTrouble, count ? QUIET_TROUBLE_MS : 0);
+  },
+  count(parts, share) {
+    $("count").replaceChildren(...parts.map((part) => Object.assign(document.createElement("span"), { textContent: part })));
+    $("bar").value = share;
+    $("bar").title = parts.join(" · ");
+  },
+};
+
+const labeling = new Labeling(base, state, say);
+const watch = new Watch();
+const goal = new Goal(base, say);
+
+function show(next) {
+  if (next.created !== state.created) {
+    location.reload(); // another session of the same name
+    return;
+  }
+  const before = app.dataset.view;
+  state = next;
+  app.dataset.view = state.view;
+  const judging = state.view === "label";
+  $("label-view").hidden = !judging;
+  $("watch-view").hidden = judging;
+  $("count").hidden = $("bar").hidden = !judging;
+  $("idle").hidden = !judging || state.running;
+  $("idle").querySelector("code").textContent = state.resume;
+  $("close-batch").hidden = !judging || !state.labeled;
+  $("round").textContent = state.round < 0 ? "start" : `round ${state.round}`;
+  goal.show(state.goal);
+  if (judging) {
+    labeling.update(state);
+    watch.leave();
+  } else {
+    labeling.leave();
+    watch.show(state);
+    if (before === "label") watch.enter();
+  }
+  document.title = `${titleOf(state)} · ${state.name}`;
+}
+
+function titleOf({ view, phase, labeled, pairs, progress }) {
+  if (view === "label") return `Label ${pairs - labeled} more`;
+  if (view === "paused") return "Paused";
+  if (view === "finished") return "Finished";
+  const share = Watch.share(state);
+  const doing = { collect: "Collecting", record: "Recording" }[progress?.phase || phase] ?? "Training";
+  return share === null ? doing : `${doing} ${Math.floor(share * 100)}%`;
+}
+
+function showTrouble() {
+  const parts = [];
+  if (gone) parts.push("The server is gone. Trying again …");
+  if (unsaved) parts.push(`${unsaved === 1 ? "One label is" : `${unsaved} labels are`} not saved yet, trying again.`);
+  if (unsaved && whyUnsaved) parts.push(whyUnsaved);
+  if (gone) parts.push(`To start it: ${state.resume}`);
+  $("trouble").hidden = !parts.length;
+  $("trouble").textContent = parts.join(" ");
+}
+
+describe($("keys"));
+listen((what, strong) => {
+  if (what === "help") menu.showModal();
+  else if (state.view === "label") labeling.act(what, strong);
+});
+$("menu-button").addEventListener("click", () => menu.showModal());
+menu.addEventListener("click", (event) => {
+  if (event.target === menu) menu.close(); // beside the dialog
+});
+$("close-button").addEventListener("click", async () => {
+  menu.close();
+  const { status, answer } = await post(`${base}/close`, {});
+  if (status >= 300 || status === 0) say.toast(answer?.detail ?? "The server did not answer: try again.");
+});
+
+show(state);
+new Live(base, {
+  state: show,
+  up() {
+    gone = false;
+    showTrouble();
+    labeling.outbox.kick();
+  },
+  down() {
+    gone = true;
+    showTrouble();
+  },
+});

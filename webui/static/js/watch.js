@@ -1,0 +1,171 @@
+// What is happening while nothing is to be labeled: phase, progress, numbers, returns, and the newest video.
+
+import { duration, number, roundName } from "./format.js";
+
+const TITLES = {
+  collect: "Collecting clips of the agent",
+  label: "Labels are coming in",
+  train_reward: "Learning your taste",
+  train_agent: "Training the agent",
+  record: "Watching how the agent does",
+};
+const LEADS = {
+  collect: "New pairs are being cut from what the agent does now. They come up here by themselves.",
+  label: "The synthetic labeler judges this batch.",
+  train_reward: "The reward model learns from all labels so far.",
+  train_agent: "The agent practises what the reward model took from your labels.",
+  record: "A few episodes for the record, scored with the true reward; it is never trained on.",
+};
+const NEXT = {
+  collect: "collecting clips",
+  label: "labeling",
+  train_reward: "training the reward model",
+  train_agent: "training the agent",
+  record: "recording the agent",
+};
+const SVG = "http://www.w3.org/2000/svg";
+
+const $ = (id) => document.getElementById(id);
+
+export class Watch {
+  #video = $("agent").querySelector("video");
+  #drawnReturns = "";
+
+  constructor() {
+    const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
+    this.#video.autoplay = !calm;
+    this.#video.controls = calm;
+    this.#video.addEventListener("error", () => ($("agent").hidden = true));
+    this.#video.addEventListener("loadeddata", () => ($("agent").hidden = false));
+  }
+
+  show(state) {
+    const progress = state.view === "train" ? state.progress : null;
+    const phase = progress && progress.phase in TITLES && progress.phase !== "label" ? progress.phase : state.phase;
+    for (const step of $("steps").children) {
+      step.ariaCurrent = step.dataset.phase === phase && state.view !== "finished" ? "step" : null;
+    }
+    this.#words(state, phase, progress);
+    this.#progress(progress?.phase === phase ? progress : null);
+    this.#numbers(progress?.numbers ?? {});
+    this.#returns(state.true_returns);
+    this.#newest(state);
+  }
+
+  /** The share done of the phase, for the tab's title; null where it is not known. */
+  static share(state) {
+    const { done, total } = state.progress ?? {};
+    return state.view === "train" && total > 0 && done !== null ? Math.min(done / total, 1) : null;
+  }
+
+  #words(state, phase, progress) {
+    const count = state.round + 1;
+    if (state.view === "finished") {
+      const rounds = `${count} ${count === 1 ? "round" : "rounds"}`;
+      this.#say(`Finished after ${rounds}`, "Everything is kept. To teach it further:");
+      this.#command(`${state.resume} --rounds ${2 * count}`);
+    } else if (state.view === "paused") {
+      this.#say("Paused", `Nothing is lost. Next comes ${NEXT[phase]}; this makes it go on:`);
+      this.#command(state.resume);
+    } else {
+      this.#say(TITLES[phase], progress?.message || LEADS[phase]);
+      this.#command("");
+    }
+  }
+
+  #say(title, lead) {
+    $("now-title").textContent = title;
+    $("now-message").textContent = lead;
+  }
+
+  #command(text) {
+    $("now-command").hidden = !text;
+    $("now-command").firstElementChild.textContent = text;
+  }
+
+  #progress(progress) {
+    $("now-progress").hidden = !progress;
+    if (!progress) return;
+    const { done, total, speed, eta } = progress;
+    const unit = progress.unit ?? "";
+    const known = total > 0 && done !== null;
+    if (known) $("now-bar").value = Math.min(done / total, 1);
+    else $("now-bar").removeAttribute("value"); // the browser shows that it does not know
+    const parts = [];
+    if (known) parts.push(`${number(done)} of ${number(total)} ${unit}`.trim());
+    if (speed >= 1) parts.push(`${number(speed)} ${unit || "steps"}/s`);
+    if (eta !== null && eta !== undefined) parts.push(eta < 1 ? "almost done" : `about ${duration(eta)} left`);
+    $("now-line").textContent = parts.join(" · ");
+  }
+
+  #numbers(numbers) {
+    $("now-numbers").replaceChildren(
+      ...Object.entries(numbers).map(([name, value]) => {
+        const row = document.createElement("div");
+        const term = row.appendChild(document.createElement("dt"));
+        term.textContent = name.replaceAll("_", " ");
+        row.appendChild(document.createElement("dd")).textContent = number(value);
+        return row;
+      }),
+    );
+  }
+
+  #newest(state) {
+    const { video } = state;
+    if (!video) {
+      $("agent").hidden = true;
+      return;
+    }
+    const known = state.true_returns.find((r) => r.round === video.round);
+    const who = video.round < 0 ? "The untrained agent" : `The agent after round ${video.round}`;
+    $("agent").lastElementChild.textContent = who + (known ? ` · true return ${number(known.mean)}` : "");
+    if (this.#video.getAttribute("src") !== video.url) {
+      this.#video.src = video.url;
+      this.#video.setAttribute("aria-label", who);
+    }
+  }
+
+  /** Stops the video while clips are on screen. */
+  leave() {
+    this.#video.pause();
+  }
+
+  enter() {
+    if (this.#video.autoplay && this.#video.src) this.#video.play().catch(() => {}); // the browser may want a click
+  }
+
+  #returns(returns) {
+    const figure = $("returns");
+    figure.hidden = returns.length < 2;
+    const drawn = JSON.stringify(returns);
+    if (figure.hidden || drawn === this.#drawnReturns) return;
+    this.#drawnReturns = drawn;
+    drawReturns(figure.querySelector("svg"), returns);
+  }
+}
+
+/** A line through the returns, the lowest and the newest written beside it. */
+function drawReturns(svg, returns) {
+  const [width, height, left, right, top, bottom] = [480, 150, 10, 70, 14, 26];
+  const values = returns.map((r) => r.mean);
+  const [low, high] = [Math.min(...values), Math.max(...values)];
+  const x = (i) => left + (i * (width - left - right)) / (returns.length - 1);
+  const y = (v) => top + (high > low ? 1 - (v - low) / (high - low) : 0.5) * (height - top - bottom);
+  svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
+  svg.setAttribute("aria-label", returns.map((r) => `${roundName(r.round)}: ${number(r.mean)}`).join(", "));
+  const nodes = [make("line", { x1: left, x2: width - right, y1: height - bottom, y2: height - bottom, class: "axis" })];
+  nodes.push(make("polyline", { points: values.map((v, i) => `${x(i)},${y(v)}`).join(" ") }));
+  values.forEach((v, i) => nodes.push(make("circle", { cx: x(i), cy: y(v), r: i === values.length - 1 ? 4.5 : 2.8 })));
+  const last = returns.length - 1;
+  nodes.push(make("text", { x: x(last) + 10, y: y(values[last]) + 5, class: "value" }, number(values[last])));
+  nodes.push(make("text", { x: left, y: height - 7 }, roundName(returns[0].round)));
+  nodes.push(make("text", { x: x(last), y: height - 7, "text-anchor": "end" }, roundName(returns[last].round)));
+  svg.replaceChildren(...nodes);
+}
+
+function make(tag, attributes, text) {
+  const node = document.createElementNS(SVG, tag);
+  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
+  if (text !== undefined) node.textContent = text;
+  return node;
+}
