@@ -16,7 +16,7 @@ import tyro
 from tyro.conf import OmitArgPrefixes
 
 from rlhf_gym import __version__
-from rlhf_gym.config import Config, Settings, UserError, changed, resolve
+from rlhf_gym.config import Config, Settings, UserError, changed, resolve, validate_each
 
 if TYPE_CHECKING:
     from rlhf_gym.checkpoints import Snapshot
@@ -196,7 +196,8 @@ def json_or_text(text: str) -> Any:
 
 def explicit(settings: Settings, args: list[str]) -> dict[str, Any]:
     """The settings that were given on the command line: only they win over presets and saved values."""
-    given = {a.split("=")[0].removeprefix("--").removeprefix("no-").replace("-", "_") for a in args if a[:2] == "--"}
+    options = {a.split("=")[0].removeprefix("--").replace("-", "_") for a in args if a[:2] == "--"}
+    given = {name.removeprefix("no_") for name in options}
     names = {f.name for f in dataclasses.fields(Settings)}
     return {name: getattr(settings, name) for name in sorted(given & names)}
 
@@ -210,8 +211,7 @@ def run_session(command: Run, args: list[str]) -> int:
     data_dir, given = command.where.data_dir, explicit(command.settings, args)
     if command.session is not None and (data_dir / store.check_name(command.session) / "config.json").exists():
         return go_on(command.session, {"env_id": command.env_id, **given}, command.access, data_dir)
-    probe = Config(**{"env_id": command.env_id, **given})
-    info = envs.describe(probe)
+    info = envs.describe(validate_each(Config(**{"env_id": command.env_id, **given})))
     config = resolve({"env_id": command.env_id, **given}, info.kind)
     check(config)
     name = command.session or store.new_name(data_dir, command.env_id)

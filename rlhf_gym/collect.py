@@ -24,7 +24,7 @@ from rlhf_gym.store import Pair, Session, finite, write_atomic
 from rlhf_gym.train import REFERENCE_STEPS, Agent, RewardModel, seed_from
 
 MAX_SHOWN_FPS = 30.0  # more frames cost rendering time and memory, and nobody judges better for them
-MAX_SIDE = 480  # pixels of a clip's longer side
+MAX_SIDE = 600  # pixels of a clip's longer side
 MAX_SHEET_PIXELS = 12_000_000  # of one sprite sheet: 48 MB once the browser has decoded it
 CANDIDATE_PAIRS = 10  # candidate pairs per pair chosen by disagreement
 
@@ -44,7 +44,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Sheet:
-    """A sprite sheet: frame i stands at column i % columns, row i // columns."""
+    """A sprite sheet: frame i stands at column i % columns, row i // columns. Held frames are drawn once."""
 
     png: bytes
     frame_width: int
@@ -83,8 +83,18 @@ def make_sheet(frames: Sequence[np.ndarray]) -> Sheet:
         image = image if scale == 1.0 else image.resize(size, Image.Resampling.BOX, reducing_gap=2.0)
         sheet.paste(image, (i % columns * size[0], i // columns * size[1]))
     buffer = io.BytesIO()
-    sheet.quantize(256, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE).save(buffer, "PNG", compress_level=4)
+    reduced(sheet).save(buffer, "PNG", compress_level=4)
     return Sheet(buffer.getvalue(), *size, columns, len(frames))
+
+
+def reduced(image: Image.Image) -> Image.Image:
+    """The image in 256 colours: its own where they are no more than that (classic control, Atari)."""
+    colors = image.getcolors(256)
+    if colors is None:
+        return image.quantize(256, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+    palette = Image.new("P", (1, 1))
+    palette.putpalette(np.array([color for _, color in colors], np.uint8).tobytes())
+    return image.quantize(palette=palette, dither=Image.Dither.NONE)
 
 
 # ---------------------------------------------------------------------------------------------- segments
@@ -194,9 +204,9 @@ def gather(
             step = vec.step(actions)
             for i, cutter in enumerate(cutters):
                 terminated, truncated = bool(step.terminated[i]), bool(step.truncated[i])
-                if isinstance(vec, FilmedEnvs) and terminated and not cutter.hide and cutter.open():
-                    missing = -(-steps // stride) - len(cutter.frames)
-                    cutter.frames += [vec.last_frame] * missing
+                ended = terminated and not cutter.hide and cutter.open() and len(cutter.taken) + 1 < steps
+                if isinstance(vec, FilmedEnvs) and ended:
+                    cutter.frames.append(vec.last_frame)
                 ends = (step.final_obs[i], terminated, truncated)
                 info_of_step = step.info_of(i) if cutter.open() else {}
                 found = cutter.add(obs[i], actions[i], float(step.rewards[i]), info_of_step, *ends)
@@ -316,20 +326,26 @@ def play_again(candidates: Sequence[Candidate], config: Config, stride: int, fra
         False if an environment did not repeat itself, so that what would be seen is not what was played.
     """
     twin = Twin(config, render=frames)
+    playing, played = -1, 0  # the episode the twin is in, and its steps so far: many clips may come from one
+    obs = np.empty(0)
     try:
-        for n, c in enumerate(candidates, 1):
-            obs, seen, rams = twin.reset(c.seed), [], []
-            for action in c.prefix:
+        for n, c in enumerate(sorted(candidates, key=lambda c: (c.seed, len(c.prefix))), 1):
+            seen, rams = [], []
+            if c.seed != playing or len(c.prefix) < played:
+                obs, playing, played = twin.reset(c.seed), c.seed, 0
+            for action in c.prefix[played:]:
                 obs = twin.step(action)[0]
             segment = c.segment
             info: dict[str, Any] = {}
+            over = False
             for t in range(len(segment.rewards)):
                 if t in c.resets:
                     obs = twin.reset(c.resets[t])
                 if not np.array_equal(obs, segment.observations[t], equal_nan=obs.dtype.kind == "f"):
                     return False
-                if frames and t % stride == 0:
+                if frames and not over and (t % stride == 0 or segment.absorbing[t]):
                     seen.append(twin.frame())
+                    over = bool(segment.absorbing[t])  # the terminal frame is the sheet's last: the page holds it
                 if not segment.absorbing[t]:
                     obs, _, _, _, info = twin.step(segment.actions[t])
                 if "ram" in info:
@@ -337,6 +353,8 @@ def play_again(candidates: Sequence[Candidate], config: Config, stride: int, fra
             if rams:
                 segment.infos["ram"] = np.stack(rams)
             c.sheet = make_sheet(seen) if frames else None
+            ended = c.resets or segment.absorbing.any()
+            playing, played = (-1, 0) if ended else (c.seed, len(c.prefix) + len(segment.rewards))
             report(n, len(candidates))
     finally:
         twin.close()

@@ -189,7 +189,7 @@ FIXED = (
 RANGES: dict[str, tuple[float, float]] = {
     "seed": (0, 2**31 - 1), "rounds": (0, 100_000), "pairs_per_round": (1, 10_000), "clip_seconds": (0.05, 60),
     "agent_steps_per_round": (1, 10**10), "num_envs": (1, 4096), "mistake_rate": (0, 0.5),
-    "tie_threshold": (0, math.inf), "skip_threshold": (-math.inf, math.inf), "pool_factor": (1, 100),
+    "tie_threshold": (0, 1e12), "skip_threshold": (-math.inf, 1e12), "pool_factor": (1, 100),
     "disagreement_fraction": (0, 1), "repeat_fraction": (0, 0.5), "ensemble_size": (1, 32),
     "reward_hidden": (1, 4096), "reward_learning_rate": (1e-8, 1), "reward_weight_decay": (0, 10),
     "reward_batch_pairs": (1, 4096), "reward_steps": (1, 10**7), "reward_epochs": (1, 10**6),
@@ -210,6 +210,17 @@ def flag(name: str) -> str:
 
 def validate(config: Config) -> Config:
     """Returns the config unchanged, or raises UserError naming the first setting that is out of range."""
+    validate_each(config)
+    if config.num_envs * config.num_steps < config.num_minibatches:
+        raise UserError(
+            f"--num-minibatches {config.num_minibatches} is more than the {config.num_envs * config.num_steps} steps "
+            "of a rollout: lower it, or raise --num-envs or --num-steps."
+        )
+    return config
+
+
+def validate_each(config: Config) -> Config:
+    """As `validate`, but each setting alone: for what is known before the environment's kind, and so its preset."""
     hints = get_type_hints(Config)
     for f in dataclasses.fields(Config):
         value, hint = getattr(config, f.name), hints[f.name]
@@ -226,7 +237,7 @@ def validate(config: Config) -> Config:
         elif hint in (bool, str):
             if not isinstance(value, hint):
                 raise UserError(f"{flag(f.name)} {value!r} is not {'true or false' if hint is bool else 'text'}.")
-        elif not isinstance(value, dict):
+        elif not is_json_object(value):
             raise UserError(f"{flag(f.name)} {value!r} is not a JSON object: write it like '{{\"gravity\": 12.0}}'.")
     if not config.env_id:
         raise UserError("No environment is named: give a Gymnasium id, e.g. CartPole-v1.")
@@ -234,12 +245,16 @@ def validate(config: Config) -> Config:
         raise UserError(f"--goal has {len(config.goal)} characters: {MAX_GOAL_CHARS} at most fit above the clips.")
     if config.score and ":" not in config.score:
         raise UserError(f"--score {config.score!r} is not MODULE:FUNCTION, e.g. my_scores:upright.")
-    if config.num_envs * config.num_steps < config.num_minibatches:
-        raise UserError(
-            f"--num-minibatches {config.num_minibatches} is more than the {config.num_envs * config.num_steps} steps "
-            "of a rollout: lower it, or raise --num-envs or --num-steps."
-        )
     return config
+
+
+def is_json_object(value: Any) -> bool:
+    """Whether it is a dict that JSON can hold: NaN and infinity it cannot."""
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError):
+        return False
+    return isinstance(value, dict)
 
 
 def resolve(explicit: dict[str, Any], kind: str) -> Config:

@@ -171,7 +171,7 @@ class Envs:
 
 
 class Loop:
-    """N gymnasium environments, one after the other. Faster than SyncVectorEnv, and has each step's info."""
+    """N gymnasium environments, one after the other. About as fast as SyncVectorEnv, with a dict of info for each."""
 
     def __init__(self, config: Config, num_envs: int) -> None:
         self.envs = [GymEnv(config, render=False) for _ in range(num_envs)]
@@ -541,7 +541,7 @@ def atari_settings(config: Config, num_envs: int) -> dict[str, Any]:
         gymnasium.register_envs(ale_py)
     except ImportError as error:
         raise UserError(
-            f'{config.env_id} needs ale-py, which is not installed: pip install "rlhf-gym[atari]" ({_said(error)})'
+            f"{config.env_id} needs ale-py, which is not installed: pip install ale-py ({_said(error)})"
         ) from error
     spec = find_spec(config.env_id)
     for name in config.env_kwargs:
@@ -561,7 +561,7 @@ def atari_settings(config: Config, num_envs: int) -> dict[str, Any]:
         given,
         game=spec.kwargs["game"],
         num_envs=num_envs,
-        num_threads=min(num_envs, 2 * (os.cpu_count() or 1)),  # docs/benchmarks.md; ALE caps it at the cores it sees
+        num_threads=min(num_envs, 2 * (os.cpu_count() or 1)),  # BASELINES.md; ale_py 0.12 caps it at the cores
         stack_num=config.frame_stack,
         img_height=config.image_size,
         img_width=config.image_size,

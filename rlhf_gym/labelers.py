@@ -40,7 +40,15 @@ Score = Callable[[ScoredClip], float]
 
 def true_return(clip: ScoredClip) -> float:
     """The default score: the environment's own reward, summed."""
-    return float(np.sum(clip.rewards))
+    value = float(np.sum(clip.rewards))
+    if math.isnan(value):
+        raise UserError("The true return of a clip is NaN: say with --score what the synthetic labeler prefers.")
+    return value
+
+
+def said(error: Exception) -> str:
+    """The error on one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def load_score(name: str) -> Score:
@@ -51,11 +59,12 @@ def load_score(name: str) -> Score:
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.insert(0, here)
     try:
-        function = getattr(importlib.import_module(module_name), function_name)
-    except ImportError as error:
-        raise UserError(f"--score {name}: cannot import {module_name!r} ({error}); is it in {here}?") from None
-    except AttributeError:
-        raise UserError(f"--score {name}: module {module_name!r} has no function {function_name!r}.") from None
+        module = importlib.import_module(module_name)
+    except Exception as error:  # the user's own code, or no module's name: told in their words
+        raise UserError(f"--score {name}: cannot import {module_name!r} ({said(error)}); is it in {here}?") from error
+    function = getattr(module, function_name, None)
+    if function is None:
+        raise UserError(f"--score {name}: module {module_name!r} has no function {function_name!r}.")
     if not callable(function):
         raise UserError(f"--score {name}: {function_name!r} is not a function.")
 
@@ -63,7 +72,7 @@ def load_score(name: str) -> Score:
         try:
             value = float(function(clip))
         except Exception as error:  # the user's own code: told in their words
-            raise UserError(f"--score {name} raised {type(error).__name__}: {error}.") from error
+            raise UserError(f"--score {name} raised {said(error)}.") from error
         if math.isnan(value):
             raise UserError(f"--score {name} returned NaN: a score must be a number.")
         return value
@@ -80,7 +89,7 @@ def synthetic_choice(left: float, right: float, config: Config, rng: np.random.G
     mistaken = rng.random() < config.mistake_rate
     if max(left, right) < config.skip_threshold:
         return "skip"
-    if abs(left - right) <= config.tie_threshold:
+    if left == right or abs(left - right) <= config.tie_threshold:  # two infinite scores have no difference
         return "equal"
     return "left" if (left > right) != mistaken else "right"
 

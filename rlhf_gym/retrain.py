@@ -21,7 +21,7 @@ import tyro
 
 from rlhf_gym import checkpoints, cli, envs, store
 from rlhf_gym.checkpoints import PHASE_SEED, Snapshot
-from rlhf_gym.config import Config, Settings, UserError, resolve
+from rlhf_gym.config import Config, Settings, UserError, resolve, validate, validate_each
 from rlhf_gym.evaluate import evaluate
 from rlhf_gym.labels import load_labels
 from rlhf_gym.train import Normalizer, Rollout, predicted, train_agent, train_reward
@@ -107,7 +107,7 @@ def plain_ppo(command: Train, args: list[str]) -> None:
     if not command.env_id:
         raise UserError("--reward env needs an environment: give --env-id, e.g. --env-id CartPole-v1.")
     given = {"env_id": command.env_id, **cli.explicit(command.settings, args)}
-    info = envs.describe(Config(**given))
+    info = envs.describe(validate_each(Config(**given)))
     config = resolve(given, info.kind)
     device = checkpoints.pick_device(config, info)
     agent = checkpoints.new_agent(info, config, device)
@@ -126,7 +126,7 @@ def retrain(command: Train, args: list[str]) -> None:
     if not command.session:
         raise UserError("Nothing to train: name a session, or give --reward env --env-id CartPole-v1.")
     session = store.open_session(command.data_dir, command.session)
-    config = dataclasses.replace(session.config, **cli.explicit(command.settings, args))
+    config = validate(dataclasses.replace(session.config, **cli.explicit(command.settings, args)))
     info = envs.describe(config)
     device = checkpoints.pick_device(config, info)
     agent = checkpoints.new_agent(info, config, device)

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -27,6 +26,7 @@ from torch import Tensor, nn
 
 from rlhf_gym.config import Config
 from rlhf_gym.envs import EnvInfo, Envs
+from rlhf_gym.episodes import EpisodeTracker
 from rlhf_gym.labels import Labels
 
 REFERENCE_STEPS = 25.0  # a clip's reward is its mean per step times this, so clips of any length compare alike
@@ -352,8 +352,8 @@ def reward_metrics(logits: Tensor, target: Tensor, weight: Tensor, mistake_rate:
     loss = label_loss(logits, target, mistake_rate)
     right = ((logits > 0) == (target > 0.5)).float()
     decided = (target != 0.5).expand_as(loss)
-    floor = label_loss(torch.logit(target.double(), eps=1e-6).float()[None], target, 0.0)
-    result = {"reward/floor": float(floor.mean())}
+    reachable = target.clamp(mistake_rate, 1 - mistake_rate)
+    result = {"reward/floor": float(F.binary_cross_entropy(reachable, target))}
     for name, seen in (("reward/", weight > 0), ("reward/held_out_", weight == 0)):
         if seen.any():
             result[f"{name}loss"] = float(loss[seen].mean())
@@ -486,29 +486,6 @@ def update(
 def seed_from(*path: int) -> int:
     """One number from a path of numbers, so that every round and phase has randomness of its own."""
     return int(np.random.SeedSequence([p + 1 for p in path]).generate_state(1)[0])
-
-
-class EpisodeTracker:
-    """Sums true and predicted rewards over whole episodes, for the log only."""
-
-    def __init__(self, num_envs: int) -> None:
-        self.running = np.zeros((3, num_envs))  # true return, predicted return, length
-        self.finished: deque[np.ndarray] = deque(maxlen=100)
-
-    def add(self, true: np.ndarray, predicted: np.ndarray, ended: np.ndarray) -> None:
-        """true, predicted, ended: (T, N)."""
-        for t in range(len(true)):
-            self.running += np.stack([true[t], predicted[t], np.ones(len(true[t]))])
-            for i in np.flatnonzero(ended[t]):
-                self.finished.append(self.running[:, i].copy())
-                self.running[:, i] = 0
-
-    def means(self) -> dict[str, float]:
-        if not self.finished:
-            return {}
-        names = ("charts/true_return", "charts/predicted_return", "charts/episode_length")
-        means = dict(zip(names, map(float, np.mean(self.finished, axis=0)), strict=True))
-        return means | {"charts/episodes": float(len(self.finished))}
 
 
 def predicted(model: RewardModel) -> Callable[[Rollout, np.ndarray], Tensor]:

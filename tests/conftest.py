@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import functools
+import io
 import math
 import os
 import re
@@ -34,7 +36,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
-        if "page" in getattr(item, "fixturenames", ()):
+        if "browser" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.browser)
     if not config.getoption("--full"):
         long = [item for item in items if item.get_closest_marker("full")]
@@ -126,14 +128,17 @@ def draw_frame(width: int, height: int, x: float, angle: float, color: str) -> I
     return image
 
 
-def draw_sheet(path: Path, width: int, height: int, frames: int, columns: int, lean: float, ended: int | None) -> None:
+@functools.cache
+def draw_sheet(width: int, height: int, frames: int, columns: int, lean: float, ended: int | None) -> bytes:
     rows = -(-frames // columns)
     sheet = Image.new("RGB", (width * columns, height * rows))
     for i in range(frames):
         t = min(i, ended if ended is not None else i) / frames
         frame = draw_frame(width, height, 0.15 * lean * t, lean * t * t + 0.05 * math.sin(12 * t), "#ca9865")
         sheet.paste(frame, ((i % columns) * width, (i // columns) * height))
-    sheet.save(path, compress_level=1)
+    buffer = io.BytesIO()
+    sheet.save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
 
 
 class FakeLoop:
@@ -158,7 +163,7 @@ class FakeLoop:
         for i in range(2 * pairs):
             ends = ended if i % 4 == 1 else None
             sheet = directory / f"{i:04d}.png"
-            draw_sheet(sheet, width, height, self.frames, 8, lean=1.4 * math.sin(1.7 * i + number), ended=ends)
+            sheet.write_bytes(draw_sheet(width, height, self.frames, 8, 1.4 * math.sin(1.7 * i + number), ends))
             clips.append(dict(
                 round=number, attempt=attempt, path=f"{directory.name}/{i:04d}.npz", frame_width=width,
                 sheet=str(sheet.relative_to(self.session.path)), frame_height=height, columns=8, frames=self.frames,

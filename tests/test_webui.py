@@ -222,9 +222,7 @@ def test_list_survives_a_session_it_cannot_read(client: TestClient, make_session
     assert client.get("/api/s/torn-1").status_code == 503
 
 
-def test_another_session_of_the_same_name_is_opened_anew(
-    client: TestClient, make_session: Any, tmp_path: Path
-) -> None:
+def test_another_session_of_the_same_name_is_opened_anew(client: TestClient, make_session: Any, tmp_path: Path) -> None:
     make_session(pairs=2).session.close()
     assert client.get(API).json()["pairs"] == 2
     (tmp_path / "data" / "cartpole-1").rename(tmp_path / "gone")
@@ -714,8 +712,8 @@ def test_a_server_that_restarts_loses_nothing(page: Any, serve: Any, make_sessio
         assert len(db.execute(store.label_table.select()).all()) == 5
 
 
-def test_an_unsaved_label_survives_a_reload(page: Any, serve: Any, make_session: Any, console: Any) -> None:
-    console.allow(GONE)
+def test_an_unsaved_label_is_tried_again_and_survives_a_reload(page: Any, serve: Any, make_session: Any, console: Any) -> None:
+    console.allow(GONE + "|status of 503")
     loop, server = make_session(pairs=3), serve()
     page.goto(server.page("cartpole-1"))
     page.route("**/labels", lambda route: route.abort())
@@ -727,6 +725,12 @@ def test_an_unsaved_label_survives_a_reload(page: Any, serve: Any, make_session:
     wait_for(lambda: loop.labels(0) == ["right", None, None])
     assert shown(page) == loop.session.pairs(0, 0)[1].id
     assert page.inner_text("#count") == "2 of 3"
+    page.route("**/labels", lambda route: route.fulfill(status=503, json={"detail": "The database is busy."}))
+    press(page, "ArrowUp")
+    page.wait_for_selector("#trouble:has-text('The database is busy.')")
+    page.unroute("**/labels")  # the event stream never broke: only the page's own patience helps
+    wait_for(lambda: loop.labels(0) == ["right", "equal", None])
+    page.wait_for_selector("#trouble", state="hidden")
 
 
 def test_labels_of_another_tab_are_not_asked_again(page: Any, serve: Any, make_session: Any) -> None:
