@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import json
-import pickle
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -71,8 +70,9 @@ def load_state(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]
     """Reads what save_state wrote; raises UserError where the file is missing, torn or no checkpoint."""
     try:
         state = torch.load(path, map_location=device, weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        raise UserError(f"Checkpoint {path} cannot be read ({str(error).splitlines()[0]}).") from None
+    except Exception as error:  # torch says it in many ways: KeyError for a text, EOFError for an empty file
+        said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise UserError(f"Checkpoint {path} cannot be read ({said}).") from None
     if not isinstance(state, dict):
         raise UserError(f"{path} is no checkpoint of rlhf-gym.")
     return state
@@ -102,13 +102,18 @@ class Snapshot:
 
     @staticmethod
     def load(path: Path, device: torch.device | str = "cpu") -> Snapshot:
+        """Raises UserError where the file is missing, torn, or made of other parts."""
         state = load_state(path, device)
-        meta = json.loads(state["meta"])
-        config, info = cfg.from_json(meta["config"]), read_info(meta["info"])
-        agent, reward = Agent(info, config).to(device), None
-        agent.load_state_dict(state["agent"])
-        if state["reward"]:
-            reward = new_reward_model(info, config, torch.device(device), meta["round"])
-            reward.load_state_dict(state["reward"])
-            reward.eval()
-        return Snapshot(agent, reward, config, info, meta["round"], meta["last_label_id"], meta["global_step"])
+        try:
+            meta = json.loads(state["meta"])
+            config, info = cfg.from_json(meta["config"]), read_info(meta["info"])
+            agent, reward = Agent(info, config).to(device), None
+            agent.load_state_dict(state["agent"])
+            if state["reward"]:
+                reward = new_reward_model(info, config, torch.device(device), meta["round"])
+                reward.load_state_dict(state["reward"])
+                reward.eval()
+            return Snapshot(agent, reward, config, info, meta["round"], meta["last_label_id"], meta["global_step"])
+        except (KeyError, TypeError, RuntimeError) as error:  # a missing part, another shape
+            said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            raise UserError(f"{path} is no checkpoint of this version of rlhf-gym ({said}).") from None

@@ -214,12 +214,13 @@ def run_session(command: Run, args: list[str]) -> int:
     info = envs.describe(validate_each(Config(**{"env_id": command.env_id, **given})))
     config = resolve({"env_id": command.env_id, **given}, info.kind)
     check(config)
+    server = start_server(data_dir, command.access) if config.labeler == "human" else None
     name = command.session or store.new_name(data_dir, command.env_id)
     session = store.create_session(
         data_dir, name, config, info=dataclasses.asdict(info), versions=versions(), git=git_revision()
     )
     say(f"Session {name} in {session.path}")
-    return run_loop(session, config, info, command.access)
+    return run_loop(session, config, info, server, command.access)
 
 
 def resume_session(command: Resume, args: list[str]) -> int:
@@ -228,20 +229,39 @@ def resume_session(command: Resume, args: list[str]) -> int:
 
 def go_on(name: str, given: dict[str, Any], access: Access, data_dir: Path) -> int:
     """Opens a session and runs it on, with changed settings saved and told."""
-    from rlhf_gym import envs, store
+    from rlhf_gym import envs
 
-    session = store.open_session(data_dir, name)
+    session = open_session(data_dir, name)
     config, changes = changed(session.config, given)
     check(config)
     info = envs.describe(config)
     if session.running():
         with session.lock():  # says who runs it
             pass
+    server = start_server(data_dir, access) if config.labeler == "human" else None
+    if "goal" in given and session.goal() != config.goal:  # the page may have set another since
+        changes["goal"] = (session.goal(), config.goal)
+        session.add_event("goal", session.where().round, text=config.goal)
     if changes:
         session.write_config(config)
         for setting, (before, after) in changes.items():
             say(f"{setting}: {before!r} -> {after!r}")
-    return run_loop(session, config, info, access)
+    return run_loop(session, config, info, server, access)
+
+
+def open_session(data_dir: Path, name: str) -> Session:
+    """As the store's; here a database that cannot be read is one sentence, too."""
+    from sqlalchemy.exc import DatabaseError
+
+    from rlhf_gym import store
+
+    session = store.open_session(data_dir, name)
+    try:
+        session.last_label_id()
+    except DatabaseError as error:
+        session.close()
+        raise UserError(f"Session {name!r} has no readable session.db ({error.orig}).") from None
+    return session
 
 
 def check(config: Config) -> None:
@@ -253,14 +273,14 @@ def check(config: Config) -> None:
         envs.require_render(config)
 
 
-def run_loop(session: Session, config: Config, info: EnvInfo, access: Access) -> int:
-    """Serves the pages (for a human) and runs the loop in this thread until it is done or interrupted."""
+def run_loop(session: Session, config: Config, info: EnvInfo, server: Server | None, access: Access) -> int:
+    """Shows the page (for a human) and runs the loop in this thread until it is done or interrupted."""
     from rich.console import Console
 
-    human = config.labeler == "human"
-    server = start_server(session.path.parent, access, session.name) if human else None
     console = Console(stderr=True)
     try:
+        if server is not None:
+            show(server, access, session.name)
         from rlhf_gym import loop  # torch, after the page is up
         from rlhf_gym.monitor import Monitor
 
@@ -270,7 +290,7 @@ def run_loop(session: Session, config: Config, info: EnvInfo, access: Access) ->
             wait_for_interrupt()
     except KeyboardInterrupt:
         say(f"\nStopped; nothing is lost. Go on with: rlhf-gym resume {session.name}{data_dir_flag(session)}")
-        if not human:
+        if server is None:
             return 130
     finally:
         if server is not None:
@@ -282,16 +302,22 @@ def data_dir_flag(session: Session) -> str:
     return "" if session.path.parent == Path("data") else f" --data-dir {session.path.parent}"
 
 
-def start_server(data_dir: Path, access: Access, session: str | None) -> Server:
-    """Serves the pages from a thread, says where, and opens the browser."""
-    from webui.server import Server, open_browser
+def start_server(data_dir: Path, access: Access) -> Server:
+    """Serves the pages from a thread; before anything is written, as an address may be taken."""
+    from webui.server import Server
 
     server = Server(data_dir, host=access.host, port=access.port or None)
     server.start()
+    return server
+
+
+def show(server: Server, access: Access, session: str | None) -> None:
+    """Says where the page is, and opens the browser."""
+    from webui.server import open_browser
+
     say(f"Open {server.page(session)}")
     if access.browser:
         open_browser(server.page(session))
-    return server
 
 
 def wait_for_interrupt() -> None:
@@ -331,7 +357,12 @@ def list_sessions(command: List) -> int:
     from rlhf_gym import store
 
     data_dir = command.where.data_dir
-    sessions = [store.open_session(data_dir, n).summary() for n in store.session_names(data_dir)]
+    sessions: list[dict[str, Any]] = []
+    for name in store.session_names(data_dir):
+        try:
+            sessions.append(open_session(data_dir, name).summary())
+        except UserError as error:  # the others can be listed all the same
+            sessions.append({"name": name, "error": str(error)})
     if command.json:
         print(json.dumps({"sessions": sessions}, allow_nan=False))
         return 0
@@ -350,6 +381,9 @@ def print_table(sessions: list[dict[str, Any]]) -> None:
     for column in ("session", "environment", "round", "phase", "labels", "true return", "last activity", "disk"):
         table.add_column(column)
     for s in sessions:
+        if "error" in s:
+            say(f"rlhf-gym: {s['error']}")
+            continue
         returns = " → ".join(f"{r['mean']:.4g}" for r in s["true_returns"][-4:])
         phase = s["phase"] if s["running"] or s["phase"] == "finished" else f"{s['phase']} (paused)"
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(s["last_activity"]))
@@ -359,8 +393,9 @@ def print_table(sessions: list[dict[str, Any]]) -> None:
 
 
 def serve(command: Serve) -> int:
-    server = start_server(command.where.data_dir, command.access, None)
+    server = start_server(command.where.data_dir, command.access)
     try:
+        show(server, command.access, None)
         wait_for_interrupt()
     finally:
         server.stop()
@@ -368,10 +403,9 @@ def serve(command: Serve) -> int:
 
 
 def open_snapshot(data_dir: Path, name: str, number: int | None) -> tuple[Session, Snapshot]:
-    from rlhf_gym import store
     from rlhf_gym.checkpoints import Snapshot
 
-    session = store.open_session(data_dir, name)
+    session = open_session(data_dir, name)
     return session, Snapshot.load(session.checkpoint(session.resolve_round(number)))
 
 

@@ -182,7 +182,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 # Settings that a session keeps for life: what is on disk was made with them.
 FIXED = (
     "env_id", "env_kwargs", "pixels", "episode_ends", "seed", "frameskip", "repeat_action_probability",
-    "frame_stack", "image_size", "hidden_size", "normalize_obs", "reward_sees_action",
+    "frame_stack", "image_size", "hidden_size", "normalize_obs", "reward_sees_action", "reward_hidden",
+    "ensemble_size",
 )  # fmt: skip
 
 # name: (lowest, highest), both allowed

@@ -110,7 +110,8 @@ def label_synthetically(session: Session, config: Config, where: Where, report: 
         if pair.choice is None:
             rng = np.random.default_rng((config.seed, pair.id))
             choice = synthetic_choice(score_of(pair.left_clip), score_of(pair.right_clip), config, rng)
-            session.add_label(f"synthetic-{pair.id}", pair.id, choice, labeler="synthetic")
+            uid = f"synthetic-{pair.id}-{pair.label_id or 0}"  # a new one once a label was taken back
+            session.add_label(uid, pair.id, choice, labeler="synthetic")
         report(n, len(batch))
 
 

@@ -131,7 +131,7 @@ def fit_reward(loop: Loop, where: Where) -> None:
     before, partial = loop.newest(number), session.partial(number, "train_reward")
     state: dict[str, Any] = {"last_label_id": session.last_label_id()}
     if partial.exists():
-        state = load_state(partial, loop.device)
+        state = load_state(partial)  # on the CPU, where random states and the order of pairs live
     until = state["last_label_id"]
     save_state(partial, state)  # from here on the round's labels are fixed
     labels = load_labels(session, before.agent.from_env, config.seed, config.ensemble_size, until)
@@ -180,7 +180,7 @@ def fit_agent(loop: Loop, where: Where) -> None:
     """Trains the agent on the reward model, from the last in-phase checkpoint if there is one."""
     session, config, number = loop.session, loop.config, where.round
     before, partial = loop.newest(number), session.partial(number, "train_agent")
-    state = load_state(partial, loop.device)
+    state = load_state(partial)
     model, steps_done = before.reward, 0
     if state["reward"]:
         model = checkpoints.new_reward_model(loop.info, config, loop.device, number)

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 import tyro
 
-from rlhf_gym import checkpoints, cli, envs, store
+from rlhf_gym import checkpoints, cli, envs
 from rlhf_gym.checkpoints import PHASE_SEED, Snapshot
 from rlhf_gym.config import Config, Settings, UserError, resolve, validate, validate_each
 from rlhf_gym.evaluate import evaluate
@@ -125,7 +125,7 @@ def retrain(command: Train, args: list[str]) -> None:
     """A new reward model from all labels of a session, and a new agent trained on it alone."""
     if not command.session:
         raise UserError("Nothing to train: name a session, or give --reward env --env-id CartPole-v1.")
-    session = store.open_session(command.data_dir, command.session)
+    session = cli.open_session(command.data_dir, command.session)
     config = validate(dataclasses.replace(session.config, **cli.explicit(command.settings, args)))
     info = envs.describe(config)
     device = checkpoints.pick_device(config, info)

@@ -55,17 +55,18 @@ def load_segment(path: Path) -> Segment:
 
 
 def _read(path: Path) -> Segment:
-    with np.load(path, allow_pickle=False) as file:
-        absorbing = file["absorbing"]
-        if "frames" in file:
-            frames = file["frames"]
-            shown = _shown(absorbing)
-            stack = len(frames) - shown + 1
-            observations = np.stack([frames[s : s + stack] for s in np.minimum(np.arange(len(absorbing)), shown - 1)])
-        else:
-            observations = file["observations"]
-        infos = {k.removeprefix("info_"): file[k] for k in file.files if k.startswith("info_")}
-        return Segment(observations, file["actions"], file["rewards"], absorbing, infos)
+    with np.lib.npyio.NpzFile(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
+        arrays = dict(file)  # all of them, so that every checksum and name is looked at
+    absorbing = arrays["absorbing"]
+    if "frames" in arrays:
+        frames = arrays["frames"]
+        shown = _shown(absorbing)
+        stack = len(frames) - shown + 1
+        observations = np.stack([frames[s : s + stack] for s in np.minimum(np.arange(len(absorbing)), shown - 1)])
+    else:
+        observations = arrays["observations"]
+    infos = {k.removeprefix("info_"): v for k, v in arrays.items() if k.startswith("info_")}
+    return Segment(observations, arrays["actions"], arrays["rewards"], absorbing, infos)
 
 
 def _shown(absorbing: np.ndarray) -> int:

@@ -29,6 +29,9 @@ from rlhf_gym.envs import EnvInfo, Envs
 from rlhf_gym.episodes import EpisodeTracker
 from rlhf_gym.labels import Labels
 
+import os
+
+ACT = {"tanh": torch.tanh, "leaky": lambda x: F.leaky_relu(x, 0.01)}[os.environ.get("ACT", "leaky")]
 REFERENCE_STEPS = 25.0  # a clip's reward is its mean per step times this, so clips of any length compare alike
 REWARD_SPREAD = 10.0  # standard deviation of the predicted reward, times 1 / (1 - gamma); see RewardModel.fit_scale
 
@@ -219,7 +222,7 @@ class RewardModel(nn.Module):
         for i, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             x = torch.baddbmm(bias, x, weight)
             if i < len(self.weights) - 1:
-                x = F.leaky_relu(x, 0.01)
+                x = ACT(x)
         return x.squeeze(-1)
 
     @torch.no_grad()

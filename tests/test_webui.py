@@ -712,7 +712,9 @@ def test_a_server_that_restarts_loses_nothing(page: Any, serve: Any, make_sessio
         assert len(db.execute(store.label_table.select()).all()) == 5
 
 
-def test_an_unsaved_label_is_tried_again_and_survives_a_reload(page: Any, serve: Any, make_session: Any, console: Any) -> None:
+def test_an_unsaved_label_is_tried_again_and_survives_a_reload(
+    page: Any, serve: Any, make_session: Any, console: Any
+) -> None:
     console.allow(GONE + "|status of 503")
     loop, server = make_session(pairs=3), serve()
     page.goto(server.page("cartpole-1"))

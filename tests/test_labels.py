@@ -1,0 +1,148 @@
+"""Labels as tensors: targets, the bootstrap's weights, and that every row is the step it says it is."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from rlhf_gym import store
+from rlhf_gym.config import Config
+from rlhf_gym.labels import Labels, load_labels, target
+from rlhf_gym.segments import Segment, save_segment
+from rlhf_gym.store import Pair
+
+
+def segment(steps: int, ended: int = 0, first: float = 0.0, image: bool = False, slides: bool = True) -> Segment:
+    """Step t shows first + t; on images, stacks of 3 that slide by one frame a step, or do not."""
+    rng, shown = np.random.default_rng(int(first)), np.minimum(np.arange(steps), steps - max(ended, 1))
+    if image:
+        frames = rng.integers(0, 256, (3 * steps, 6, 6), dtype=np.uint8)
+        obs = np.stack([frames[(1 if slides else 3) * t :][:3] for t in shown])
+    else:
+        obs = (first + shown)[:, None].astype(np.float32)
+    actions = (first + np.arange(steps))[:, None].astype(np.float32)
+    return Segment(obs, actions, np.zeros(steps, np.float32), np.arange(steps) >= steps - ended, {})
+
+
+def pair(number: int, left: int = 1, right: int = 2, **more) -> Pair:
+    row = dict(round=0, attempt=0, position=number, kind="uniform", repeat_of=None, p_left=None, disagreement=None)
+    return Pair(id=number, left_clip=left, right_clip=right, **{**row, "choice": "left", **more})
+
+
+def double(actions: torch.Tensor) -> torch.Tensor:
+    return actions * 2
+
+
+@pytest.mark.parametrize(
+    ("choice", "strength", "wanted"),
+    [
+        ("left", "strong", 1.0), ("right", "strong", 0.0), ("left", "normal", 0.95), ("right", "normal", 0.05),
+        ("equal", "normal", 0.5), ("equal", "strong", 0.5),
+    ],
+)  # fmt: skip
+def test_strength_moves_the_target_and_equal_is_a_half(choice, strength, wanted):
+    assert target(pair(1, choice=choice, strength=strength)) == pytest.approx(wanted)
+
+
+def test_weights_are_fixed_by_seed_member_and_pair():
+    segments = {1: segment(3), 2: segment(4)}
+    pairs = [pair(n) for n in range(1, 401)]
+    weight = Labels(pairs, segments, double, seed=5, members=3).weight
+    assert weight.shape == (3, 400)
+    # whatever else there is, in whatever order
+    again = Labels([pairs[7], pair(999), pairs[3]], segments, double, seed=5, members=2).weight
+    assert torch.equal(again[:, [0, 2]], weight[:2][:, [7, 3]])
+    assert not torch.equal(Labels(pairs, segments, double, seed=6, members=3).weight, weight)
+    assert len({tuple(row) for row in weight.tolist()}) == 3  # members differ
+    # Poisson(1): mean and variance 1, zero with probability 1 / e
+    assert float(weight.mean()) == pytest.approx(1, abs=0.12)
+    assert float(weight.var()) == pytest.approx(1, abs=0.2)
+    assert float((weight == 0).float().mean()) == pytest.approx(np.exp(-1), abs=0.06)
+
+
+def test_a_repeat_is_held_out_where_its_original_is():
+    pairs = [pair(n) for n in range(1, 41)] + [pair(n + 40, kind="repeat", repeat_of=n) for n in range(1, 41)]
+    weight = Labels(pairs, {1: segment(3), 2: segment(4)}, double, seed=1, members=3).weight
+    assert torch.equal(weight[:, :40], weight[:, 40:])
+
+
+@pytest.mark.parametrize("image", [False, True])
+def test_every_row_is_the_step_it_says_it_is(image):
+    """Clips of different length and end, stacks that slide and stacks that do not, all in one row."""
+    segments = {
+        4: segment(5, first=100, image=image), 2: segment(3, ended=2, first=200, image=image),
+        9: segment(4, first=300, image=image, slides=False), 1: segment(6, ended=1, first=400, image=image),
+    }  # fmt: skip
+    labels = Labels([pair(1, 2, 9), pair(2, 1, 4)], segments, double, seed=1, members=1)
+    assert labels.left.tolist() == [1, 3]
+    assert labels.right.tolist() == [2, 0]
+    assert labels.live.tolist() == [5, 1, 4, 5]
+    assert labels.ended.tolist() == [0, 2, 0, 1]
+    rows, owner = labels.steps_of(torch.tensor([3, 1, 2, 3]))  # in any order, and twice
+    assert owner.tolist() == [0] * 5 + [1] + [2] * 4 + [3] * 5
+    obs, actions = labels.rows(rows)
+    at = 0
+    for clip in (1, 2, 9, 1):
+        live = ~segments[clip].absorbing
+        n = int(live.sum())
+        assert np.array_equal(obs[at : at + n].numpy(), segments[clip].observations[live])
+        assert np.array_equal(actions[at : at + n].numpy(), 2 * segments[clip].actions[live])
+        at += n
+    assert at == len(rows)
+    if image:  # the frames that slide are kept once
+        assert len(labels.obs) == (5 + 2) + (1 + 2) + 4 * 3 + (5 + 2)
+
+
+@pytest.fixture
+def session(tmp_path):
+    session = store.create_session(tmp_path, "labels-1", Config(env_id="CartPole-v1"))
+    directory = session.clear_batch_files(0, 0)
+    clips = []
+    for i in range(12):
+        save_segment(directory / f"{i:04d}.npz", segment(4, first=10 * i))
+        path = f"{directory.relative_to(session.path).as_posix()}/{i:04d}.npz"
+        clips.append(dict(round=0, attempt=0, path=path, fps=30.0, steps=4, seed=0, start=0))
+    rows = [dict(round=0, attempt=0, position=n, left=2 * n, right=2 * n + 1, kind="uniform") for n in range(6)]
+    session.add_batch(clips, rows)
+    yield session
+    session.close()
+
+
+def test_labels_of_a_session(session):
+    pairs = session.pairs()
+
+    def loaded(until=None):
+        return load_labels(session, double, seed=1, members=2, until=until)
+
+    assert loaded() is None  # no label at all
+    session.add_label("a", pairs[0].id, "equal")
+    session.add_label("b", pairs[1].id, "skip")
+    assert loaded() is None  # nothing that says better or worse
+    session.add_label("c", pairs[2].id, "left", strength="strong")
+    session.add_label("d", pairs[3].id, "right")
+    until = session.add_label("e", pairs[4].id, "left")
+    found = loaded()
+    assert [p.id for p in found.pairs] == [pairs[n].id for n in (0, 2, 3, 4)]  # a skip is not used
+    assert found.target.tolist() == pytest.approx([0.5, 1.0, 0.05, 0.95])
+    obs, actions = found.rows(found.steps_of(found.right[[2]])[0])
+    assert obs.flatten().tolist() == [70, 71, 72, 73]
+    assert actions.flatten().tolist() == [140, 142, 144, 146]
+
+    session.add_label("f", pairs[4].id, None)  # taken back
+    session.add_label("g", pairs[3].id, "left")  # another mind
+    session.add_label("h", pairs[5].id, "left")
+    assert loaded().target.tolist() == pytest.approx([0.5, 1.0, 0.95, 0.95])
+    before = loaded(until)  # what a checkpoint saw
+    assert before.target.tolist() == found.target.tolist()
+    assert torch.equal(before.weight, found.weight)
+    assert torch.equal(before.obs, found.obs)
+
+
+def test_hidden_resets_and_vectors_of_bytes_keep_their_types():
+    bytes_vector = dataclasses.replace(segment(3), observations=np.arange(6, dtype=np.uint8).reshape(3, 2))
+    labels = Labels([pair(1, 1, 1)], {1: bytes_vector}, double, seed=1, members=1)
+    obs, _ = labels.rows(torch.tensor([2]))
+    assert obs.tolist() == [[4, 5]]

@@ -1,0 +1,827 @@
+"""The engine against cases worked by hand: losses, advantages, scale, networks, and resuming in the middle."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from gymnasium import spaces
+
+from rlhf_gym import train
+from rlhf_gym.collect import Cutter
+from rlhf_gym.config import Config
+from rlhf_gym.envs import EnvInfo, Envs
+from rlhf_gym.episodes import EpisodeTracker
+from rlhf_gym.labels import Labels
+from rlhf_gym.retrain import TrueReward
+from rlhf_gym.segments import Segment
+from rlhf_gym.store import Pair
+from rlhf_gym.train import REFERENCE_STEPS, REWARD_SPREAD, Agent, Normalizer, RewardModel, Rollout, gae, label_loss
+
+CPU = torch.device("cpu")
+VECTOR = EnvInfo("classic", (4,), False, 2, (), None, None, 50.0, 500)
+TORQUE = EnvInfo("classic-continuous", (3,), False, None, (1,), (-2.0,), (2.0,), 30.0, 200)
+IMAGE = EnvInfo("pixels", (2, 36, 36), True, 3, (), None, None, 15.0, 50)
+CARTPOLE = Config(env_id="CartPole-v1", num_envs=2, num_steps=64, update_epochs=2, normalize_obs=True)
+
+
+@pytest.fixture(autouse=True)
+def one_thread_and_a_seed():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_the_engine_fits_on_its_page():
+    lines = Path(train.__file__).read_text().splitlines()
+    assert len(lines) < 600
+    assert max(map(len, lines)) <= 120  # and not by golfing
+    assert not any(";" in line for line in lines if "import" in line)
+
+
+def segment(obs: np.ndarray, actions: np.ndarray, ended: int = 0) -> Segment:
+    """A segment whose last `ended` steps are absorbing."""
+    steps = len(obs)
+    return Segment(obs, actions, np.zeros(steps, np.float32), np.arange(steps) >= steps - ended, {})
+
+
+def pair(number: int, left: int, right: int, choice: str = "left", strength: str = "normal", **more) -> Pair:
+    row = dict(round=0, attempt=0, position=number, kind="uniform", repeat_of=None, p_left=None, disagreement=None)
+    return Pair(id=number, left_clip=left, right_clip=right, choice=choice, strength=strength, **{**row, **more})
+
+
+def random_labels(count: int, members: int = 2, info: EnvInfo = VECTOR, steps: int = 5) -> Labels:
+    """Labels of someone who likes a large first number (or a bright picture) and dislikes an end."""
+    rng, segments, worth = np.random.default_rng(1), {}, {}
+    for i in range(2 * count):
+        ended = int(rng.integers(0, 3)) if not info.image else 0
+        if info.image:
+            obs = rng.integers(0, 256, (steps, *info.obs_shape), dtype=np.uint8) // int(rng.integers(1, 5))
+        else:
+            obs = rng.normal(size=(steps, *info.obs_shape)).astype(np.float32)
+        if info.num_actions:
+            actions = rng.integers(info.num_actions, size=steps)
+        else:
+            actions = rng.normal(size=(steps, *info.action_shape)).astype(np.float32)
+        segments[i] = segment(obs, actions, ended)
+        worth[i] = (float(obs[: steps - ended].mean()) if info.image else obs[: steps - ended, 0].sum()) - 3 * ended
+    pairs = [
+        pair(n + 1, 2 * n, 2 * n + 1, "left" if worth[2 * n] > worth[2 * n + 1] else "right") for n in range(count)
+    ]
+    return Labels(pairs, segments, lambda a: a, seed=1, members=members)
+
+
+# ---------------------------------------------------------------------------------------------- Bradley-Terry
+
+
+@pytest.mark.parametrize(
+    ("logit", "target", "mistakes", "loss"),
+    [
+        (math.log(3), 1.0, 0.0, -math.log(0.75)),
+        (-math.log(3), 1.0, 0.0, -math.log(0.25)),
+        (math.log(3), 0.95, 0.0, -0.95 * math.log(0.75) - 0.05 * math.log(0.25)),
+        (0.0, 0.5, 0.0, math.log(2)),
+        (math.log(3), 0.5, 0.0, -0.5 * math.log(0.75) - 0.5 * math.log(0.25)),
+        (math.log(3), 1.0, 0.1, -math.log(0.7)),  # 0.8 * 0.75 + 0.1
+        (math.log(3), 0.95, 0.1, -0.95 * math.log(0.7) - 0.05 * math.log(0.3)),
+        (100.0, 0.0, 0.05, -math.log(0.05)),  # certain and wrong: a mistake was expected now and then
+    ],
+)
+def test_bradley_terry_loss_by_hand(logit, target, mistakes, loss):
+    found = label_loss(torch.tensor([[logit], [logit]]), torch.tensor([target]), mistakes)
+    assert found.shape == (2, 1)
+    assert found[:, 0].tolist() == pytest.approx([loss, loss], rel=1e-5)
+
+
+@pytest.mark.parametrize("mistakes", [0.0, 0.1])
+def test_equal_pulls_nothing_at_a_tie_and_two_clips_together_elsewhere(mistakes):
+    logits = torch.tensor([[0.0, 2.0, -2.0]], requires_grad=True)
+    label_loss(logits, torch.full((3,), 0.5), mistakes).sum().backward()
+    tie, left_ahead, right_ahead = logits.grad[0].tolist()
+    assert tie == 0
+    assert left_ahead > 0 > right_ahead
+    assert left_ahead == pytest.approx(-right_ahead)
+
+
+class ByHand(torch.nn.Module):
+    """Two members: r = o and r = 2 o + a; after the end -1 and 3."""
+
+    members, image = 2, False
+
+    def __init__(self):
+        super().__init__()
+        self.absorbing = torch.nn.Parameter(torch.tensor([-1.0, 3.0]))
+
+    def forward(self, obs, actions):
+        o = obs[:, 0]
+        return torch.stack([o, 2 * o + actions])
+
+
+def by_hand_labels() -> Labels:
+    def clip(obs, actions, ended=0):
+        return segment(np.array(obs, np.float32)[:, None], np.array(actions), ended)
+
+    segments = {
+        7: clip([1, 2, 3], [0, 1, 0]),
+        8: clip([5, 9, 9], [1, 0, 0], ended=2),  # live: o 5, a 1
+        9: clip([1, 0, 1, 0, 3], [0, 0, 0, 0, 1]),
+        12: clip([4, 4, 4, 4, 2], [1, 1, 1, 1, 0], ended=1),
+    }
+    return Labels([pair(1, 7, 8), pair(2, 12, 9)], segments, lambda a: a, seed=1, members=2)
+
+
+def test_a_clips_reward_is_its_mean_per_step_with_absorbing_steps_counted():
+    found = train.clip_rewards(ByHand(), by_hand_labels(), torch.tensor([0, 1, 2, 3]), CPU)
+    means = [
+        [6 / 3, (5 - 2) / 3, 5 / 5, (16 - 1) / 5],
+        [(12 + 1) / 3, (11 + 6) / 3, (10 + 1) / 5, (36 + 3) / 5],
+    ]
+    assert found.tolist() == [pytest.approx([REFERENCE_STEPS * m for m in row]) for row in means]
+
+
+def test_pair_logits_are_the_difference_of_means_over_clips_of_any_length():
+    found = train.pair_logits(ByHand(), by_hand_labels(), torch.tensor([0, 1]), CPU)
+    differences = [[6 / 3 - 3 / 3, 15 / 5 - 5 / 5], [13 / 3 - 17 / 3, 39 / 5 - 11 / 5]]
+    assert found.tolist() == [pytest.approx([REFERENCE_STEPS * d for d in row]) for row in differences]
+    swapped = train.pair_logits(ByHand(), by_hand_labels(), torch.tensor([1, 0]), CPU)
+    assert torch.equal(swapped, found.flip(1))
+
+
+def test_one_softmax_not_two_sigmoids_so_a_constant_changes_no_logit():
+    model, labels = RewardModel(VECTOR, Config(ensemble_size=2)), random_labels(6)
+    pairs = torch.arange(6)
+    before = train.pair_logits(model, labels, pairs, CPU)
+    with torch.no_grad():
+        model.biases[-1] += 40.0  # both clips of every pair are wonderful
+        model.absorbing += 40.0
+    assert torch.allclose(train.pair_logits(model, labels, pairs, CPU), before, atol=1e-3)
+    with torch.no_grad():
+        model.absorbing += 1.0  # but what an end is worth is learned
+    assert not torch.allclose(train.pair_logits(model, labels, pairs, CPU), before, atol=1e-2)
+
+
+def test_the_loss_weighs_pairs_by_member_and_a_held_out_pair_teaches_nothing():
+    labels = random_labels(8, members=2)
+    labels.weight = torch.zeros(2, 8)
+    labels.weight[0] = 1.0  # member 1 sees nothing at all
+    config = Config(ensemble_size=2, reward_steps=5, reward_weight_decay=0.0)
+    model = RewardModel(VECTOR, config)
+    before = copy.deepcopy(model.state_dict())
+    metrics = train.train_reward(model, labels, config, CPU)
+    after = model.state_dict()
+    for name in ("weights.0", "weights.2", "absorbing"):
+        assert not torch.equal(after[name][0], before[name][0])
+        assert torch.equal(after[name][1], before[name][1])
+    assert {"reward/held_out_loss", "reward/loss"} <= set(metrics)
+
+
+def test_reward_metrics_by_hand():
+    logits = torch.tensor([[math.log(3), -math.log(3), math.log(9), 0.0]])
+    target = torch.tensor([1.0, 1.0, 0.05, 0.5])
+    weight = torch.tensor([[2.0, 0.0, 1.0, 0.0]])
+    found = train.reward_metrics(logits, target, weight, 0.0)
+    wrong = -0.05 * math.log(0.9) - 0.95 * math.log(0.1)
+    assert found["reward/loss"] == pytest.approx((-math.log(0.75) + wrong) / 2, rel=1e-5)
+    assert found["reward/held_out_loss"] == pytest.approx((-math.log(0.25) + math.log(2)) / 2, rel=1e-5)
+    assert found["reward/accuracy"] == 0.5
+    assert found["reward/held_out_accuracy"] == 0.0  # the tie does not count
+    entropy = -0.05 * math.log(0.05) - 0.95 * math.log(0.95)
+    assert found["reward/floor"] == pytest.approx((0 + 0 + entropy + math.log(2)) / 4, rel=1e-4)
+
+
+def test_no_model_has_less_loss_than_the_floor():
+    target, weight = torch.tensor([1.0, 0.0, 0.95, 0.5]), torch.ones(1, 4)
+    for mistakes in (0.0, 0.05, 0.2):
+        best = torch.full((4,), 9e9)
+        for logit in np.linspace(-30, 30, 1201):  # by search: the least loss each pair can have
+            loss = label_loss(torch.full((1, 4), float(logit)), target, mistakes)[0]
+            best = torch.minimum(best, loss)
+        floor = train.reward_metrics(torch.zeros(1, 4), target, weight, mistakes)["reward/floor"]
+        assert floor == pytest.approx(float(best.mean()), rel=1e-3)
+
+
+def test_the_reward_model_learns_what_its_labeler_likes_and_that_an_end_is_bad():
+    config = Config(ensemble_size=3, gamma=0.99, assumed_mistake_rate=0.0)
+    model, labels = RewardModel(VECTOR, config), random_labels(120, members=3)
+    seen = []
+    metrics = train.train_reward(model, labels, config, CPU, report=lambda *a: seen.append(a))
+    assert metrics["reward/accuracy"] > 0.95
+    assert metrics["reward/held_out_accuracy"] > 0.75
+    assert metrics["reward/floor"] < metrics["reward/loss"] < metrics["reward/held_out_loss"]
+    assert model.absorbing_reward() < -REWARD_SPREAD * 0.01  # more than a standard deviation below the mean
+    low, high = torch.zeros(1, 4), torch.zeros(1, 4)
+    low[0, 0], high[0, 0] = -2, 2
+    action = torch.tensor([0])
+    assert model.reward(high, action) > model.reward(low, action)
+    assert 9 <= len(seen) <= 11
+    assert seen[-1][0] == seen[-1][1]
+
+
+def test_the_image_reward_model_learns_too():
+    config = Config(ensemble_size=2, reward_learning_rate=1e-3, reward_batch_pairs=8, reward_steps=60)
+    model, labels = RewardModel(IMAGE, config), random_labels(24, info=IMAGE, steps=3)
+    metrics = train.train_reward(model, labels, config, CPU)
+    assert metrics["reward/accuracy"] > 0.9
+
+
+# ---------------------------------------------------------------------------------------------- clips and PPO agree
+
+
+class Recorder(Envs):
+    """Envs that remember their steps."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.steps = []
+
+    def step(self, actions):
+        self.steps.append((actions, super().step(actions)))
+        return self.steps[-1][1]
+
+
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1", "rlhf_gym/Dot-v0"])
+def test_a_clips_reward_is_the_sum_of_ppos_rewards_over_the_same_steps(env_id):
+    config = Config(env_id=env_id, num_steps=220, num_envs=1, frame_stack=2)
+    vec = Recorder(config, 1, (1, 2))
+    info = vec.info
+    agent, model = Agent(info, config), RewardModel(info, config)
+    with torch.no_grad():
+        model.absorbing.copy_(torch.tensor([0.3, -0.2, 0.1]))
+        if info.num_actions is None:
+            agent.log_std += 1.0  # many actions lie beyond the bounds
+    model.fit_scale(torch.randn(3, 50), 5, config.gamma)
+    generator = torch.Generator().manual_seed(3)
+    roll, _, _ = train.rollout(agent, vec, vec.reset(), config, generator, CPU)
+    rewards = train.predicted(model)(roll, np.zeros(0))[:, 0]
+    vec.close()
+
+    cutter = Cutter(16, 5, False, np.random.default_rng(0))
+    cutter.reset(0)
+    segments, expected, ended, begin = {}, {}, 0, 0
+    for t, (actions, step) in enumerate(vec.steps):
+        if cutter.open() and not cutter.taken:
+            begin = t
+        obs = roll.obs[t, 0].numpy()
+        found = cutter.add(
+            obs, actions[0], 0.0, {}, step.final_obs[0], bool(step.terminated[0]), bool(step.truncated[0])
+        )
+        if found is not None:
+            missing = int(found.segment.absorbing.sum())
+            ended += missing
+            expected[len(segments)] = float(rewards[begin : t + 1].sum()) + missing * model.absorbing_reward()
+            segments[len(segments)] = found.segment
+        if step.terminated[0] or step.truncated[0]:
+            cutter.reset(0)
+    assert len(segments) >= 4
+    assert (ended > 0) == (env_id == "CartPole-v1")
+    pairs = [pair(i + 1, i, i) for i in segments]
+    labels = Labels(pairs, segments, agent.from_env, 1, 3)
+    with torch.no_grad():
+        raw = train.clip_rewards(model, labels, torch.arange(len(segments)), CPU) / REFERENCE_STEPS
+    scaled = ((raw - model.offset[:, None]) * model.scale[:, None]).mean(0) * 16
+    assert scaled.tolist() == pytest.approx(list(expected.values()), rel=1e-4, abs=1e-4)
+
+
+def test_fit_scale_covers_live_and_absorbing_steps_and_silences_a_member_that_sees_no_difference():
+    gamma, model = 0.9, RewardModel(VECTOR, Config(ensemble_size=3))
+    raw = torch.stack([torch.linspace(-3, 5, 40), torch.full((40,), 2.0), torch.randn(40) * 1e-6])
+    with torch.no_grad():
+        model.absorbing.copy_(torch.tensor([-4.0, 2.0, 0.0]))
+    model.fit_scale(raw, 10, gamma)
+    whole = torch.cat([raw, model.absorbing.detach()[:, None].expand(3, 10)], 1)  # every step of the clips
+    scaled = (whole - model.offset[:, None]) * model.scale[:, None]
+    assert scaled.mean(1).tolist() == pytest.approx([0, 0, 0], abs=1e-5)
+    assert float(scaled[0].std(unbiased=False)) == pytest.approx(REWARD_SPREAD * (1 - gamma), rel=1e-5)
+    assert torch.equal(scaled[1:], torch.zeros(2, 50))
+    # r_abs, on the same scale
+    assert model.absorbing_reward() == pytest.approx(float(scaled[:, -1].mean()), rel=1e-5)
+    assert model.absorbing_reward() < 0
+
+    obs, actions = torch.randn(300, 4), torch.randint(0, 2, (300,))
+    with torch.no_grad():
+        each = (model(obs, actions) - model.offset[:, None]) * model.scale[:, None]
+    assert torch.allclose(model.reward(obs, actions), each.mean(0), atol=1e-6)
+    assert torch.allclose(model.reward(obs, actions, batch=7), each.mean(0), atol=1e-6)
+
+
+def test_fit_scale_twice_is_fit_scale_once():
+    """The reference implementation normalised what it had normalised, so its scale flipped every round."""
+    model, raw = RewardModel(VECTOR, Config()), torch.randn(3, 60) * 4 + 1
+    model.fit_scale(raw, 3, 0.99)
+    first = model.offset.clone(), model.scale.clone()
+    model.fit_scale(raw, 3, 0.99)
+    assert torch.equal(model.offset, first[0])
+    assert torch.equal(model.scale, first[1])
+
+
+# ---------------------------------------------------------------------------------------------- networks
+
+
+def test_members_are_networks_of_their_own_on_vectors():
+    model = RewardModel(VECTOR, Config(ensemble_size=3))
+    model.obs_mean += 0.5
+    model.obs_std *= 2
+    obs, actions = torch.randn(7, 4) * 30, torch.randint(0, 2, (7,))
+    found = model(obs, actions)
+    for k in range(3):
+        x = ((obs - 0.5) / 2).clamp(-10, 10)
+        x = torch.cat([x, F.one_hot(actions, 2).float()], -1)
+        for i in range(3):
+            x = x @ model.weights[i][k] + model.biases[i][k]
+            x = F.leaky_relu(x, 0.01) if i < 2 else x
+        assert torch.allclose(found[k], x[:, 0], atol=1e-5)
+
+
+def test_members_are_networks_of_their_own_on_images():
+    model = RewardModel(IMAGE, Config(ensemble_size=3))
+    obs, actions = torch.randint(0, 256, (5, 2, 36, 36), dtype=torch.uint8), torch.randint(0, 3, (5,))
+    found = model(obs, actions)
+    for k in range(3):
+        x = obs.float() / 255
+        for conv in (m for m in model.convs if isinstance(m, torch.nn.Conv2d)):
+            mine = slice(16 * k, 16 * (k + 1))
+            x = F.conv2d(x, conv.weight[mine], conv.bias[mine], conv.stride, conv.padding)
+            x = F.leaky_relu(x, 0.01)
+        x = torch.cat([x.flatten(1), F.one_hot(actions, 3).float()], -1)
+        x = F.leaky_relu(x @ model.weights[0][k] + model.biases[0][k], 0.01)
+        assert torch.allclose(found[k], (x @ model.weights[1][k] + model.biases[1][k])[:, 0], atol=1e-5)
+
+
+@pytest.mark.parametrize("info", [VECTOR, TORQUE, IMAGE], ids=["vector", "torque", "image"])
+@pytest.mark.parametrize("sees", [True, False])
+def test_the_reward_sees_the_action_only_if_told_to(info, sees):
+    model = RewardModel(info, Config(reward_sees_action=sees))
+    obs = (
+        torch.randint(0, 256, (1, *info.obs_shape), dtype=torch.uint8)
+        if info.image
+        else torch.randn(1, *info.obs_shape)
+    )
+    a, b = (
+        (torch.tensor([0]), torch.tensor([1])) if info.num_actions else (torch.tensor([[-1.0]]), torch.tensor([[1.0]]))
+    )
+    assert torch.equal(model(obs, a), model(obs, b)) != sees
+
+
+def test_the_score_is_painted_over_for_the_reward_model_alone():
+    model, agent = RewardModel(IMAGE, Config()), Agent(IMAGE, Config())
+    model.regions = [(0, 9, 0, 36), (30, 36, 10, 20)]
+    obs = torch.randint(0, 256, (2, 2, 36, 36), dtype=torch.uint8)
+    other, kept = obs.clone(), obs.clone()
+    other[:, :, :9] = 200
+    other[:, :, 30:36, 10:20] = 7
+    actions = torch.tensor([0, 1])
+    assert torch.equal(model(obs, actions), model(other, actions))
+    assert torch.equal(obs, kept)  # a copy was painted
+    assert not torch.equal(agent(obs)[0], agent(other)[0])
+    other[:, :, 9] = 255 - other[:, :, 9]
+    assert not torch.equal(model(obs, actions), model(other, actions))
+
+
+def test_normalizer_is_numpy_on_everything_it_has_seen():
+    rng, normalizer = np.random.default_rng(0), Normalizer((3,))
+    batches = [rng.normal(loc, scale, (n, 3)) for loc, scale, n in ((100, 1, 5), (-3, 40, 1), (0, 1e-3, 400))]
+    for batch in batches:
+        normalizer.update(torch.as_tensor(batch, dtype=torch.float32))
+    seen = np.concatenate(batches)
+    assert normalizer.count == len(seen)
+    assert normalizer.mean.numpy() == pytest.approx(seen.mean(0), rel=1e-5)
+    assert normalizer.var.numpy() == pytest.approx(seen.var(0), rel=1e-5)
+    x = torch.tensor([[1e6, -1e6, 2.0]])
+    out = normalizer(x)[0]
+    assert out[:2].tolist() == [10, -10]
+    assert float(out[2]) == pytest.approx((2.0 - seen[:, 2].mean()) / seen[:, 2].std(), rel=1e-4)
+    before = copy.deepcopy(normalizer.state_dict())
+    normalizer(x)
+    assert all(torch.equal(v, before[k]) for k, v in normalizer.state_dict().items())
+
+
+def test_discrete_policy_is_torchs_categorical():
+    agent, logits = Agent(VECTOR, Config()), torch.tensor([[0.3, -1.2], [2.0, 2.0], [-5.0, 5.0]])
+    actions, reference = torch.tensor([1, 0, 1]), torch.distributions.Categorical(logits=logits)
+    log_prob, entropy = agent.log_prob(logits, actions)
+    assert torch.allclose(log_prob, reference.log_prob(actions), atol=1e-6)
+    assert torch.allclose(entropy, reference.entropy(), atol=1e-6)
+    assert agent.sample(logits[[0, 2]], None).tolist() == [0, 1]
+    policy = torch.tensor([[0.0, math.log(2), math.log(5)]]).expand(40_000, -1)
+    drawn = agent.sample(policy, torch.Generator().manual_seed(0))
+    frequencies = torch.bincount(drawn, minlength=3) / len(drawn)
+    assert frequencies.tolist() == pytest.approx([1 / 8, 2 / 8, 5 / 8], abs=0.01)  # 4 standard errors
+
+
+def test_continuous_policy_is_torchs_normal():
+    info = dataclasses.replace(TORQUE, action_shape=(2,), action_low=(-2.0, 0.0), action_high=(2.0, 1.0))
+    agent = Agent(info, Config())
+    with torch.no_grad():
+        agent.log_std.copy_(torch.tensor([-1.0, 0.5]))
+    means, actions = torch.randn(5, 2), torch.randn(5, 2)
+    reference = torch.distributions.Independent(torch.distributions.Normal(means, agent.log_std.exp()), 1)
+    log_prob, entropy = agent.log_prob(means, actions)
+    assert torch.allclose(log_prob, reference.log_prob(actions))
+    assert torch.allclose(entropy, reference.entropy())
+    assert torch.equal(agent.sample(means, None), means)
+    policy = torch.tensor([[0.25, -3.0]]).expand(40_000, -1)
+    drawn = agent.sample(policy, torch.Generator().manual_seed(0)).detach()
+    assert drawn.mean(0).tolist() == pytest.approx([0.25, -3.0], abs=0.04)
+    assert drawn.std(0).tolist() == pytest.approx([math.exp(-1), math.exp(0.5)], rel=0.02)
+
+
+def test_actions_go_to_the_environment_and_back():
+    bounds = dict(action_low=(-2.0, 0.0, -math.inf), action_high=(2.0, 10.0, 5.0))
+    agent = Agent(dataclasses.replace(TORQUE, action_shape=(3,), **bounds), Config())
+    inside = torch.tensor([[-1.0, 0.0, 0.5], [0.5, 1.0, -1.0]])
+    taken = agent.to_env(inside)
+    assert taken.dtype == np.float32
+    assert taken.tolist() == [[-2.0, 5.0, 0.5], [1.0, 10.0, -1.0]]
+    assert torch.allclose(agent.from_env(torch.as_tensor(taken)), inside)
+    beyond = torch.tensor([[3.0, -7.0, 1.5]])
+    assert agent.to_env(beyond).tolist() == [[2.0, 0.0, 1.0]]
+    assert agent.from_env(torch.as_tensor(agent.to_env(beyond))).tolist() == [[1.0, -1.0, 1.0]]
+    discrete, actions = Agent(VECTOR, Config()), torch.tensor([1, 0])
+    assert discrete.to_env(actions).tolist() == [1, 0]
+    assert discrete.to_env(actions).dtype == np.int64
+    assert torch.equal(discrete.from_env(actions), actions)
+
+
+# ---------------------------------------------------------------------------------------------- advantages
+
+
+def made_rollout(rewards, values, next_values, terminated=(), truncated=()) -> Rollout:
+    """A rollout of one environment, float64; terminated and truncated: the steps at which."""
+    r, v, nv = (torch.tensor(x, dtype=torch.float64)[:, None] for x in (rewards, values, next_values))
+    ends = [torch.tensor([[t in where] for t in range(len(r))]) for where in (terminated, truncated)]
+    nothing = torch.zeros(len(r), 1)
+    return Rollout(nothing, nothing, nothing, v, nv, r, *ends)
+
+
+@pytest.mark.parametrize(
+    ("hide", "terminated", "truncated", "advantages"),
+    [
+        # gamma 0.5, lambda 0.5; delta = r + 0.5 next - v, and a = delta + 0.25 a'
+        (False, [], [], [1 + 0.25 * (1 + 0.25 * 4), 1 + 0.25 * 4, 4]),
+        # r_abs 3 for ever is worth 6: delta_1 = 2 + 0.5 * 6 - 2 = 3, and nothing comes after it
+        (False, [1], [], [1 + 0.25 * 3, 3, 4]),
+        (False, [1], [1], [1 + 0.25 * 3, 3, 4]),  # both: it has terminated
+        (False, [2], [], [1 + 0.25 * (1 + 0.25 * 5), 1 + 0.25 * 5, 5]),  # 3 + 0.5 * 6 - 1
+        # truncated: the bootstrap stands (delta as without), but the next episode is not added
+        (False, [], [1], [1 + 0.25 * 1, 1, 4]),
+        # hidden: ends do not exist
+        (True, [1], [], [1 + 0.25 * (1 + 0.25 * 4), 1 + 0.25 * 4, 4]),
+        (True, [], [1, 2], [1 + 0.25 * (1 + 0.25 * 4), 1 + 0.25 * 4, 4]),
+    ],
+)
+def test_gae_by_hand(hide, terminated, truncated, advantages):
+    config = Config(gamma=0.5, gae_lambda=0.5, episode_ends="hide" if hide else "absorb")
+    roll = made_rollout([1, 2, 3], [1, 2, 1], [2, 2, 4], terminated, truncated)
+    found, returns = gae(roll, config, absorbing_reward=3.0)
+    assert found[:, 0].tolist() == pytest.approx(advantages)
+    assert torch.allclose(returns, found + roll.values)
+
+
+def life_in_a_chain(rng: np.random.Generator, gamma: float):
+    """A random chain of 6 states (the last is absorbing), its exact values for rewards r, and a walk through it."""
+    chain = rng.dirichlet(np.ones(6), size=5)  # 5 live states -> 6
+
+    def exact_values(rewards: np.ndarray, absorbing: float) -> np.ndarray:
+        end = absorbing / (1 - gamma)
+        live = np.linalg.solve(np.eye(5) - gamma * chain[:, :5], rewards + gamma * chain[:, 5] * end)
+        return np.append(live, end)
+
+    states, nexts, terminated, truncated, state = [], [], [], [], 0
+    for t in range(300):
+        following = int(rng.choice(6, p=chain[state]))
+        states.append(state)
+        nexts.append(following)
+        if following == 5:
+            terminated.append(t)
+        elif rng.random() < 0.05:
+            truncated.append(t)
+        ended = following == 5 or truncated[-1:] == [t]
+        state = int(rng.integers(5)) if ended else following
+    return exact_values, np.array(states), np.array(nexts), terminated, truncated
+
+
+@pytest.mark.parametrize("c", [-7.0, 0.3, 1000.0])
+def test_a_constant_on_every_reward_changes_no_advantage(c):
+    """The design's constant-shift test: with the exact value function, absorbing rewards included."""
+    gamma, r_abs, rng = 0.9, -0.4, np.random.default_rng(5)
+    config = Config(gamma=gamma, gae_lambda=0.8)
+    exact_values, states, nexts, terminated, truncated = life_in_a_chain(rng, gamma)
+    assert len(terminated) > 5
+    assert len(truncated) > 5
+    rewards = rng.normal(size=5)
+    values, shifted = exact_values(rewards, r_abs), exact_values(rewards + c, r_abs + c)
+    assert shifted == pytest.approx(values + c / (1 - gamma))
+
+    def advantages(reward: np.ndarray, value: np.ndarray, absorbing: float) -> torch.Tensor:
+        next_values = value[nexts]
+        next_values[terminated] = 1e6  # where the environment went on: what it says there must not count
+        roll = made_rollout(reward[states], value[states], next_values, terminated, truncated)
+        return gae(roll, config, absorbing)[0]
+
+    plain = advantages(rewards, values, r_abs)
+    assert torch.allclose(advantages(rewards + c, shifted, r_abs + c), plain, atol=1e-8 * max(1, abs(c)))
+    assert abs(plain.mean()) < 0.2  # under the exact value function they are nothing but noise
+    assert plain.std() > 0.3
+    # and it can tell: an end that is worth nothing, as in most PPOs, would change them
+    assert not torch.allclose(advantages(rewards + c, shifted, 0.0), plain, atol=1e-2)
+
+
+class Counter(gymnasium.Env):
+    """Shows (step, episode); ends by itself after `life` steps, and is cut off after three."""
+
+    metadata = {"render_modes": []}  # noqa: RUF012
+
+    def __init__(self, life: int = 99) -> None:
+        self.observation_space = spaces.Box(-np.inf, np.inf, (2,), np.float32)
+        self.action_space = spaces.Discrete(2)
+        self.life, self.episode = life, -1
+
+    def reset(self, *, seed=None, options=None):
+        self.t, self.episode = 0, self.episode + 1
+        return np.array([0, self.episode], np.float32), {}
+
+    def step(self, action):
+        self.t += 1
+        return np.array([self.t, self.episode], np.float32), 10.0 * self.t + action, self.t >= self.life, False, {}
+
+
+gymnasium.register("train/Counter-v0", entry_point=Counter, max_episode_steps=3)
+
+
+@pytest.mark.parametrize("ends", ["absorb", "hide"])
+@pytest.mark.parametrize("life", [2, 99])
+def test_rollout_knows_what_each_step_led_to(ends, life):
+    config = Config(env_id="train/Counter-v0", env_kwargs={"life": life}, num_steps=7, episode_ends=ends)
+    vec = Envs(config, 2, (0,))
+    agent = Agent(vec.info, config)
+    first = vec.reset()
+    roll, obs, true_rewards = train.rollout(agent, vec, first, config, torch.Generator().manual_seed(0), CPU)
+    vec.close()
+    period = min(life, 3)
+    steps = np.arange(7)
+    for i in range(2):
+        assert roll.obs[:, i, 0].tolist() == (steps % period).tolist()
+        assert roll.obs[:, i, 1].tolist() == (steps // period).tolist()
+        assert true_rewards[:, i].tolist() == (10.0 * (steps % period + 1) + roll.actions[:, i].numpy()).tolist()
+    ended = torch.as_tensor(steps % period == period - 1)
+    assert torch.equal(roll.terminated[:, 0], ended & (life == 2))
+    assert torch.equal(roll.truncated[:, 0], ended & (life != 2))
+    with torch.no_grad():
+        policy, values = agent(roll.obs.flatten(0, 1))
+        log_probs, _ = agent.log_prob(policy, roll.actions.flatten())
+        assert torch.allclose(roll.values.flatten(), values)
+        assert torch.allclose(roll.log_probs.flatten(), log_probs)
+        following = torch.cat([roll.obs[1:], torch.as_tensor(obs)[None]])
+        if ends == "absorb" and life != 2:  # life goes on past a truncation, unseen
+            following[ended] = torch.stack([torch.tensor([3.0, e]) for e in roll.obs[ended][:, 0, 1]])[:, None]
+        _, next_values = agent(following.flatten(0, 1))
+    # past a termination the value is r_abs / (1 - gamma), which `gae` puts there
+    counts = ~roll.terminated if ends == "absorb" else torch.ones_like(roll.terminated)
+    assert torch.allclose(roll.next_values[counts], next_values.reshape(7, 2)[counts], atol=1e-6)
+
+
+# ---------------------------------------------------------------------------------------------- the update
+
+
+class Said:
+    """An agent that says what the test wants: log-probabilities, entropies, values."""
+
+    def __init__(self, log_probs, entropy, values):
+        self.said = torch.tensor(log_probs), torch.tensor(entropy)
+        self.values = torch.tensor(values)
+
+    def __call__(self, obs, value_only=False):
+        return obs, self.values
+
+    def log_prob(self, policy, actions):
+        return self.said
+
+
+def test_ppo_loss_by_hand():
+    ratios = [1.5, 0.5, 1.1, 1.0]
+    agent = Said([math.log(r) - 1 for r in ratios], [0.2, 0.4, 0.6, 0.8], [1.0, 2.0, 0.0, -1.0])
+    mb = dict(
+        obs=torch.zeros(4), actions=torch.zeros(4), log_probs=torch.full((4,), -1.0),
+        values=torch.tensor([0.0, 2.0, 0.1, 1.0]), returns=torch.tensor([2.0, 0.0, 1.0, 0.5]),
+        advantages=torch.tensor([1.0, -2.0, 3.0, -4.0]),
+    )  # fmt: skip
+    config = Config(clip_coef=0.2, norm_adv=False, clip_vloss=False, ent_coef=0.1, vf_coef=0.5)
+    loss, stats = train.ppo_loss(agent, mb, config)
+    pg = -np.mean([1.2 * 1, 0.8 * -2, 1.1 * 3, -4])  # 1.5 is clipped to 1.2; 0.5 * -2 is worse clipped, 0.8 * -2
+    v = 0.5 * np.mean([1, 4, 1, 1.5**2])
+    assert float(stats["losses/policy_loss"]) == pytest.approx(pg, rel=1e-5)
+    assert float(stats["losses/value_loss"]) == pytest.approx(v, rel=1e-5)
+    assert float(stats["losses/entropy"]) == pytest.approx(0.5)
+    assert float(loss) == pytest.approx(pg - 0.1 * 0.5 + 0.5 * v, rel=1e-5)
+    kl = np.mean([r - 1 - math.log(r) for r in ratios])
+    assert float(stats["losses/approx_kl"]) == pytest.approx(kl, rel=1e-4)
+    assert float(stats["losses/clipfrac"]) == 0.5
+
+    _, stats = train.ppo_loss(agent, mb, dataclasses.replace(config, clip_vloss=True))
+    # new values within 0.2 of the old: 0.2, 2, 0, 0.8; the worse of the two errors counts
+    assert float(stats["losses/value_loss"]) == pytest.approx(0.5 * np.mean([1.8**2, 4, 1, 1.5**2]), rel=1e-5)
+
+    _, stats = train.ppo_loss(agent, mb, dataclasses.replace(config, norm_adv=True))
+    a = np.array([1.0, -2.0, 3.0, -4.0])
+    a = (a + 0.5) / a.std(ddof=1)
+    r = np.array(ratios)
+    assert float(stats["losses/policy_loss"]) == pytest.approx(
+        np.maximum(-a * r, -a * r.clip(0.8, 1.2)).mean(), rel=1e-4
+    )
+
+    loss, stats = train.ppo_loss(agent, mb, config, value_only=True)
+    assert set(stats) == {"losses/value_loss"}
+    assert float(loss) == pytest.approx(0.5 * v, rel=1e-5)
+
+
+def some_rollout(info: EnvInfo, agent: Agent, steps: int = 8) -> Rollout:
+    size = (steps, 2, *info.obs_shape)
+    obs = torch.randint(0, 256, size, dtype=torch.uint8) if info.image else torch.randn(size)
+    with torch.no_grad():
+        policy, values = agent(obs.flatten(0, 1))
+        actions = agent.sample(policy, torch.Generator().manual_seed(0))
+        log_probs, _ = agent.log_prob(policy, actions)
+    flags = torch.zeros(steps, 2, dtype=torch.bool)
+    values, log_probs = values.reshape(steps, 2), log_probs.reshape(steps, 2)
+    return Rollout(
+        obs, actions.unflatten(0, (steps, 2)), log_probs, values, values, torch.randn(steps, 2), flags, flags
+    )
+
+
+@pytest.mark.parametrize("info", [VECTOR, TORQUE, IMAGE], ids=["vector", "torque", "image"])
+def test_fitting_the_value_alone_leaves_the_policy_alone(info):
+    config = Config(update_epochs=2, num_minibatches=2)
+    agent = Agent(info, config)
+    roll = some_rollout(info, agent)
+    obs = roll.obs.flatten(0, 1)
+    policy, value = (x.detach() for x in agent(obs))
+    optimizer = torch.optim.Adam(agent.parameters(), lr=1e-2, eps=1e-5)
+    advantages, returns = gae(roll, config, 0.0)
+    update = (agent, optimizer, roll, advantages, returns, config, torch.Generator().manual_seed(0))
+    train.update(*update, value_only=True)
+    assert torch.equal(agent(obs)[0], policy)
+    assert not torch.allclose(agent(obs)[1], value)
+    moved = {name for name, p in agent.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    assert moved
+    assert all(name.startswith("critic") for name in moved)
+    train.update(*update, value_only=False)
+    assert not torch.equal(agent(obs)[0], policy)
+
+
+def test_an_update_makes_good_actions_likelier():
+    config = Config(update_epochs=4, num_minibatches=2, ent_coef=0.0)
+    agent = Agent(VECTOR, config)
+    roll = some_rollout(VECTOR, agent, steps=64)
+    advantages = roll.actions.float() * 2 - 1  # action 1 is good, whatever is seen
+    optimizer = torch.optim.Adam(agent.parameters(), lr=1e-2, eps=1e-5)
+    train.update(agent, optimizer, roll, advantages, roll.values, config, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        p = agent(roll.obs.flatten(0, 1))[0].softmax(-1)[:, 1].mean()
+    assert p > 0.55
+
+
+def test_the_true_reward_of_continuous_tasks_is_scaled_by_the_spread_of_the_return():
+    config = Config(num_envs=2, gamma=0.5)
+    rewards = np.array([[1.0, -1.0], [2.0, 0.0], [4.0, 6.0]], np.float32)
+    roll = made_rollout([0, 0, 0], [0, 0, 0], [0, 0, 0])
+    roll.terminated = torch.tensor([[False, False], [True, False], [False, False]])
+    roll.truncated = torch.zeros(3, 2, dtype=torch.bool)
+    assert torch.equal(TrueReward(config, scaled=False)(roll, rewards), torch.as_tensor(rewards))
+    returns = [1.0, -1.0, 2.5, -0.5, 4.0, 5.75]  # env 0 began anew after its second step
+    found = TrueReward(config, scaled=True)(roll, rewards)
+    assert torch.allclose(found, torch.as_tensor(rewards / np.std(returns), dtype=torch.float32), rtol=1e-4)
+
+
+def test_the_tracker_adds_up_whole_episodes():
+    tracker = EpisodeTracker(2)
+    assert tracker.means() == {}
+    true, predicted = np.array([[1.0, 2.0], [3.0, 4.0]]), np.array([[0.5, 0.0], [0.5, 1.0]])
+    tracker.add(true, predicted, np.array([[False, True], [False, False]]))
+    tracker.add(true, predicted, np.array([[True, False], [False, True]]))
+    found = tracker.means()  # env 0: 1 + 3 + 1; env 1: 2, then 4 + 2 + 4
+    assert found["charts/true_return"] == pytest.approx((5 + 2 + 10) / 3)
+    assert found["charts/predicted_return"] == pytest.approx((1.5 + 0 + 2) / 3)
+    assert found["charts/episode_length"] == pytest.approx((3 + 1 + 3) / 3)
+    assert found["charts/episodes"] == 3
+
+
+# ---------------------------------------------------------------------------------------------- phases
+
+
+def same(a, b) -> bool:
+    """Whether two state dicts are equal bit for bit."""
+    return set(a) == set(b) and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_ppo_moves_nothing_in_the_reward_model_and_its_own_normaliser_alone():
+    agent, model = Agent(VECTOR, CARTPOLE), RewardModel(VECTOR, CARTPOLE)
+    train.train_reward(model, random_labels(10, members=3), CARTPOLE, CPU)
+    assert not torch.equal(model.obs_std, torch.ones(4))  # it has statistics of its own
+    before = copy.deepcopy(model.state_dict())
+    done = train.train_agent(agent, train.predicted(model), CARTPOLE, CPU, steps=300, seed_path=(1, 0, 2))
+    assert done == 384
+    assert same(model.state_dict(), before)
+    assert agent.normalizer.count == 384
+    assert not torch.equal(agent.normalizer.mean, torch.zeros(4, dtype=torch.float64))
+
+
+def test_the_true_reward_does_not_reach_an_agent_that_learns_from_a_model():
+    def trained(factor: float):
+        class Changed(Envs):
+            def step(self, actions):
+                step = super().step(actions)
+                return dataclasses.replace(step, rewards=step.rewards * factor)
+
+        torch.manual_seed(3)
+        agent, model = Agent(VECTOR, CARTPOLE), RewardModel(VECTOR, CARTPOLE)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(train, "Envs", Changed)
+            train.train_agent(agent, train.predicted(model), CARTPOLE, CPU, steps=256, seed_path=(1, 0, 2))
+        return agent.state_dict()
+
+    assert same(trained(1.0), trained(math.nan))
+
+
+@pytest.mark.parametrize("info", [VECTOR, IMAGE], ids=["vector", "image"])
+def test_training_the_reward_model_goes_on_bit_for_bit(info):
+    labels = random_labels(12, members=2, info=info, steps=3)
+    config = Config(ensemble_size=2, reward_batch_pairs=5, reward_steps=9, reward_epochs=100)
+
+    def fresh() -> RewardModel:
+        torch.manual_seed(4)
+        return RewardModel(info, config)
+
+    saved = []
+    whole = fresh()
+    metrics = train.train_reward(
+        whole, labels, config, CPU, save=lambda state: saved.append(copy.deepcopy(state)), save_every=4
+    )
+    assert [s["step"] for s in saved] == [4, 8]
+    alone = fresh()  # saving changes nothing
+    assert train.train_reward(alone, labels, config, CPU) == metrics
+    assert same(alone.state_dict(), whole.state_dict())
+    for state in saved:
+        resumed = RewardModel(info, config)  # other weights: all must come from the checkpoint
+        assert train.train_reward(resumed, labels, config, CPU, state=state) == metrics
+        assert same(resumed.state_dict(), whole.state_dict())
+
+
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1", "rlhf_gym/Dot-v0"])
+def test_training_the_agent_goes_on_bit_for_bit(env_id):
+    config = Config(
+        env_id=env_id, num_envs=2, num_steps=16, update_epochs=2, checkpoint_iterations=2,
+        normalize_obs=env_id != "rlhf_gym/Dot-v0", frame_stack=2,
+    )  # fmt: skip
+    vec = Envs(config, 1, (0,))
+    info = vec.info
+    vec.close()
+    model = RewardModel(info, config)
+    common = dict(steps=5 * 32, seed_path=(1, 3, 2), warmup=3, absorbing_reward=-0.1)
+
+    def fresh() -> Agent:
+        torch.manual_seed(4)
+        return Agent(info, config)
+
+    saved, reports = [], []
+    whole = fresh()
+    done = train.train_agent(
+        whole, train.predicted(model), config, CPU, **common,
+        save=lambda state: saved.append(copy.deepcopy(state)), report=lambda *a: reports.append(a),
+    )  # fmt: skip
+    assert done == 160
+    assert [s["iteration"] for s in saved] == [0, 2, 4]
+    assert [r[:2] for r in reports] == [(32 * i, 160) for i in range(1, 6)]
+    alone = fresh()  # neither saving nor reporting changes anything
+    train.train_agent(alone, train.predicted(model), config, CPU, **common)
+    assert same(alone.state_dict(), whole.state_dict())
+    for state in saved:
+        again, resumed = [], Agent(info, config)
+        train.train_agent(
+            resumed, train.predicted(model), config, CPU, **common, state=state,
+            save=lambda s, again=again: again.append(s["iteration"]),
+        )  # fmt: skip
+        assert same(resumed.state_dict(), whole.state_dict())
+        assert again == [s["iteration"] for s in saved if s["iteration"] > state["iteration"]]
+
+
+def test_a_report_can_end_the_training():
+    agent = Agent(VECTOR, CARTPOLE)
+    done = train.train_agent(
+        agent, TrueReward(CARTPOLE, False), CARTPOLE, CPU, steps=10_000, seed_path=(1,),
+        report=lambda done, total, metrics: done >= 256,
+    )  # fmt: skip
+    assert done == 256
+
+
+def test_seeds_differ_wherever_their_paths_do():
+    paths = [(), (0,), (0, 0), (1,), (1, 0), (0, 1), (1, 2, 3), (1, 3, 2), (1, 2, 3, 0)]
+    assert len({train.seed_from(*p) for p in paths}) == len(paths)
