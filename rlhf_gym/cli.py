@@ -389,7 +389,7 @@ def print_table(sessions: list[dict[str, Any]]) -> None:
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(s["last_activity"]))
         disk = f"{s['disk_bytes'] / 1e6:.0f} MB"
         table.add_row(s["name"], s["env_id"], str(s["round"]), phase, str(s["labels"]), returns, when, disk)
-    Console().print(table)
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
 def serve(command: Serve) -> int:

@@ -153,7 +153,7 @@ class Config(Settings):
 
 PRESETS: dict[str, dict[str, Any]] = {
     "classic": dict(
-        agent_steps_per_round=40_000, update_epochs=10, num_minibatches=8, learning_rate=1e-3, gamma=0.98,
+        agent_steps_per_round=40_000, update_epochs=10, num_minibatches=8, learning_rate=1e-3,
         ent_coef=0.0, clip_vloss=False, normalize_obs=True,
     ),
     "classic-continuous": dict(

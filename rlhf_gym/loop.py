@@ -70,6 +70,7 @@ def run(session: Session, config: Config, info: EnvInfo, monitor: Monitor) -> No
 def prepare(loop: Loop) -> None:
     """Makes the untrained agent, measures this machine once, and says how long a round will take."""
     session, config = loop.session, loop.config
+    session.clear_leftovers()
     if START not in session.trained_rounds():
         agent = checkpoints.new_agent(loop.info, config, loop.device)
         Snapshot(agent, None, config, loop.info, START).save(session.checkpoint(START))
@@ -180,6 +181,7 @@ def fit_agent(loop: Loop, where: Where) -> None:
     """Trains the agent on the reward model, from the last in-phase checkpoint if there is one."""
     session, config, number = loop.session, loop.config, where.round
     before, partial = loop.newest(number), session.partial(number, "train_agent")
+    session.partial(number, "train_reward").unlink(missing_ok=True)  # if it was killed between the two
     state = load_state(partial)
     model, steps_done = before.reward, 0
     if state["reward"]:

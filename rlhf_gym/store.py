@@ -434,6 +434,14 @@ class Session:
         """The in-phase checkpoint of train_reward or train_agent; gone once the round's checkpoint stands."""
         return self.path / "checkpoints" / f"{round_name(number)}.{phase}.pt"
 
+    def clear_leftovers(self) -> None:
+        """Deletes what a killed loop left: half-written files, and partial checkpoints of trained rounds. For the
+        loop alone, under its lock."""
+        asides = [*self.path.glob(".*.json-*"), *(self.path / "checkpoints").glob(".*.pt-*")]
+        done = [self.partial(n, phase) for n in self.trained_rounds() for phase in ("train_reward", "train_agent")]
+        for file in asides + done:
+            file.unlink(missing_ok=True)
+
     def video(self, number: int) -> Path:
         return self.path / "videos" / f"{round_name(number)}.mp4"
 

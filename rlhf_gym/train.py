@@ -29,9 +29,6 @@ from rlhf_gym.envs import EnvInfo, Envs
 from rlhf_gym.episodes import EpisodeTracker
 from rlhf_gym.labels import Labels
 
-import os
-
-ACT = {"tanh": torch.tanh, "leaky": lambda x: F.leaky_relu(x, 0.01)}[os.environ.get("ACT", "leaky")]
 REFERENCE_STEPS = 25.0  # a clip's reward is its mean per step times this, so clips of any length compare alike
 REWARD_SPREAD = 10.0  # standard deviation of the predicted reward, times 1 / (1 - gamma); see RewardModel.fit_scale
 
@@ -222,7 +219,7 @@ class RewardModel(nn.Module):
         for i, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             x = torch.baddbmm(bias, x, weight)
             if i < len(self.weights) - 1:
-                x = ACT(x)
+                x = torch.tanh(x)  # bounded: a state never labeled gets no wild reward (docs/benchmarks.md)
         return x.squeeze(-1)
 
     @torch.no_grad()
@@ -335,7 +332,7 @@ def train_reward(
         optimizer.zero_grad()
         total.backward()
         optimizer.step()
-        if save is not None and (step + 1) % save_every == 0:
+        if save is not None and (step + 1) % save_every == 0 and step + 1 < steps:
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "order": order}
             save({**state, "generator": generator.get_state(), "step": step + 1})
         if report is not None and ((step + 1) % max(1, steps // 10) == 0 or step + 1 == steps):

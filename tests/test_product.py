@@ -90,10 +90,9 @@ def test_three_rounds_by_keyboard_teach_cartpole(page: Any, console: Any, tmp_pa
         process.send_signal(signal.SIGINT)
         assert process.wait(20) == 0
         assert time.monotonic() - pressed < 5
-    evaluation = subprocess.run(
-        [sys.executable, *"-m rlhf_gym evaluate cartpole-1 --episodes 20 --json --data-dir".split(), str(tmp_path)],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
+    arguments = ("evaluate", "cartpole-1", "--episodes", "20", "--json", "--data-dir", str(tmp_path))
+    evaluation = subprocess.run([sys.executable, "-m", "rlhf_gym", *arguments], capture_output=True, text=True)
+    assert evaluation.returncode == 0, evaluation.stderr
     result = json.loads(evaluation.stdout)
     assert result["round"] == ROUNDS - 1
     assert result["episodes"] == 20

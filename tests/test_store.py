@@ -328,6 +328,21 @@ def test_a_session_without_an_agent_says_so(session: Session) -> None:
         session.resolve_round(None)
 
 
+def test_what_a_killed_loop_left_among_the_files_goes(session: Session) -> None:
+    for number in (START, 0):
+        train(session, number)
+    for name in ("r000.train_agent.pt", "r000.train_reward.pt", ".r001.pt-x8s_q", ".r001.train_agent.pt-abc"):
+        (session.path / "checkpoints" / name).write_bytes(b"left")
+    for name in (".progress.json-x8s", ".config.json-x8s"):
+        (session.path / name).write_bytes(b"left")
+    session.partial(1, "train_reward").write_bytes(b"state")  # the round at hand
+    session.clear_leftovers()
+    kept = sorted(p.name for p in (session.path / "checkpoints").iterdir())
+    assert kept == ["r000.pt", "r001.train_reward.pt", "start.pt"]
+    assert [p.name for p in session.path.iterdir() if p.name.startswith(".")] == []
+    assert session.config == CONFIG
+
+
 # ---------------------------------------------------------------------------------------------- events and metrics
 
 

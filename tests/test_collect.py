@@ -1,0 +1,501 @@
+"""Clips: what is cut from an episode, what is seen of it, and which pairs are shown."""
+
+from __future__ import annotations
+
+import io
+import itertools
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from PIL import Image
+
+from rlhf_gym import checkpoints, collect, envs, store
+from rlhf_gym.checkpoints import Snapshot
+from rlhf_gym.collect import MAX_SHEET_PIXELS, MAX_SIDE, Candidate, Cutter, choose_pairs, clip_steps, make_sheet
+from rlhf_gym.config import Config, UserError, resolve
+from rlhf_gym.envs import EnvInfo, Twin
+from rlhf_gym.labels import Labels
+from rlhf_gym.segments import load_segment
+from rlhf_gym.train import pair_logits
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+class Film(gymnasium.Env):
+    """Shows (step, episode's number); ends after `life` steps. Its frame's red is the step, its blue the episode.
+
+    With `forgetful` it draws its start from a source that no seed reaches, so no episode can be played again.
+    """
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012
+    source = np.random.default_rng(0)
+
+    def __init__(self, render_mode=None, life=99, forgetful=False, fps=10, size=(20, 30)):
+        self.metadata = {**self.metadata, "render_fps": fps}
+        self.render_mode, self.life, self.forgetful, self.size = render_mode, life, forgetful, size
+        self.observation_space = spaces.Box(-np.inf, np.inf, (2,), np.float32)
+        self.action_space = spaces.Discrete(3)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.t = 0
+        self.name = int((self.source if self.forgetful else self.np_random).integers(250))
+        return self.view(), {}
+
+    def view(self):
+        return np.array([self.t, self.name], np.float32)
+
+    def step(self, action):
+        self.t += 1
+        info = {"time": self.t, "action": int(action), "text": "x"}
+        return self.view(), float(self.t), self.t >= self.life, False, info
+
+    def render(self):
+        frame = np.zeros((*self.size, 3), np.uint8)
+        frame[..., 0], frame[..., 2] = self.t, self.name
+        return frame
+
+
+gymnasium.register("collect/Film-v0", entry_point=Film, max_episode_steps=40)
+gymnasium.register("collect/Endless-v0", entry_point=Film)
+
+
+def made(env_id="collect/Film-v0", round=-1, reward=False, **settings) -> tuple[Snapshot, Config, EnvInfo]:
+    given = {"env_id": env_id, "num_envs": 3, "ensemble_size": 2, **settings}
+    info = envs.describe(Config(**given))
+    config = resolve(given, info.kind)
+    agent = checkpoints.new_agent(info, config, CPU)
+    model = checkpoints.new_reward_model(info, config, CPU, 0) if reward else None
+    return Snapshot(agent, model, config, info, round), config, info
+
+
+def gathered(snapshot: Snapshot, count: int, steps: int, film=False, seed=0) -> list[Candidate]:
+    return collect.gather(snapshot, snapshot.config, snapshot.info, count, steps, (seed, 3), lambda *_: None, film)
+
+
+def pixels(png: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
+
+
+def frames_of(sheet: collect.Sheet) -> list[np.ndarray]:
+    image, (w, h) = pixels(sheet.png), (sheet.frame_width, sheet.frame_height)
+    places = [(i // sheet.columns * h, i % sheet.columns * w) for i in range(sheet.frames)]
+    return [image[y : y + h, x : x + w] for y, x in places]
+
+
+# ---------------------------------------------------------------------------------------------- segments
+
+
+@pytest.mark.parametrize(
+    ("seconds", "fps", "limit", "longer", "steps"),
+    [
+        (1.7, 30, None, 1.0, 51), (1.7, 50, 500, 1.0, 85), (1.7, 50, 500, 2.0, 170), (2.0, 15, 20, 1.0, 20),
+        (2.0, 15, 25, 2.0, 25), (0.05, 10, None, 1.0, 2), (1.0, 12.5, None, 1.0, 12),
+    ],
+)  # fmt: skip
+def test_a_clip_lasts_as_many_seconds_as_it_should_and_no_longer_than_an_episode(seconds, fps, limit, longer, steps):
+    info = EnvInfo("classic", (4,), False, 2, (), None, None, fps, limit)
+    assert clip_steps(Config(clip_seconds=seconds), info, longer) == steps
+
+
+@pytest.mark.parametrize(("fps", "stride"), [(10, 1), (30, 1), (44, 1), (50, 2), (60, 2), (125, 4), (500, 17)])
+def test_nobody_is_shown_many_more_than_30_frames_a_second(fps, stride):
+    assert collect.shown_stride(fps) == stride
+    assert fps / stride <= 45
+
+
+@pytest.mark.parametrize("life", [4, 7, 15, 99])
+def test_no_clip_spans_a_reset_and_an_end_is_held(life):
+    """Film's observation is (step, episode): so every clip must be one episode's consecutive steps."""
+    snapshot, config, _ = made(env_kwargs={"life": life})
+    candidates = gathered(snapshot, 60, 10)
+    ends = 0
+    for c in candidates:
+        s, start = c.segment, len(c.prefix)
+        live = ~s.absorbing
+        n = int(live.sum())
+        assert [len(x) for x in (s.observations, s.actions, s.rewards, s.absorbing)] == [10] * 4
+        assert s.observations[:n, 0].tolist() == list(range(start, start + n))
+        assert len(set(s.observations[:, 1])) == 1
+        assert s.rewards[:n].tolist() == list(range(start + 1, start + n + 1))
+        assert s.infos["time"].tolist() == [*range(start + 1, start + n + 1)] + [start + n] * (10 - n)
+        assert s.infos["action"][:n].tolist() == s.actions[:n].tolist()
+        assert "text" not in s.infos
+        assert c.resets == {}
+        assert live.tolist() == sorted(live, reverse=True)  # live, then absorbing
+        if n < 10:
+            ends += 1
+            assert start + n == life  # it ended, rather than being cut off
+            assert np.all(s.observations[n:, 0] == life)  # the terminal observation, held
+            assert not s.rewards[n:].any()
+            assert not s.actions[n:].any()
+        else:
+            assert start + n <= min(life, 40)
+    assert (ends > 0) == (life < 40)
+    assert len({(c.seed, len(c.prefix)) for c in candidates}) == 60
+    if life > 10:
+        assert len({len(c.prefix) for c in candidates}) > 3  # from all over the episode
+
+
+def test_clips_cut_off_by_truncation_are_dropped_and_never_padded():
+    snapshot, _, _ = made()  # episodes are cut off at 40
+    candidates = gathered(snapshot, 40, 25)
+    assert not any(c.segment.absorbing.any() for c in candidates)
+    assert all(len(c.prefix) <= 15 for c in candidates)
+    assert {len(c.prefix) for c in candidates} >= {0, 15}  # up to the last place there is
+    whole = gathered(snapshot, 5, 40)  # as long as the episode
+    assert all(c.prefix == [] for c in whole)
+
+
+def test_hidden_ends_are_ordinary_steps():
+    snapshot, _, _ = made(env_kwargs={"life": 7}, episode_ends="hide")
+    candidates = gathered(snapshot, 30, 10)
+    for c in candidates:
+        s = c.segment
+        assert len(s.observations) == 10
+        assert not s.absorbing.any()
+        steps = (len(c.prefix) + np.arange(10)) % 7
+        assert s.observations[:, 0].tolist() == steps.tolist()
+        assert sorted(c.resets) == np.flatnonzero(steps[1:] == 0).__add__(1).tolist()
+    assert any(len(c.resets) == 2 for c in candidates) or any(len(c.resets) == 1 for c in candidates)
+
+
+def test_clips_that_fit_nowhere_are_told():
+    snapshot, _, info = made()
+    with pytest.raises(UserError, match=r"0 of 4 clips of 41 steps.*collect/Film-v0.*lower --clip-seconds"):
+        collect.gather(snapshot, snapshot.config, info, 4, 41, (0,), lambda *_: None)
+
+
+def test_one_seed_gives_the_same_clips_and_another_gives_others():
+    snapshot, _, _ = made()
+    a, b, c = (gathered(snapshot, 8, 10, seed=s) for s in (0, 0, 1))
+    same = [np.array_equal(x.segment.observations, y.segment.observations) for x, y in zip(a, b, strict=True)]
+    assert all(same)
+    assert all(np.array_equal(x.segment.actions, y.segment.actions) for x, y in zip(a, b, strict=True))
+    assert not np.array_equal(a[0].segment.observations, c[0].segment.observations)
+
+
+def test_a_cutter_takes_an_end_at_every_place():
+    """A clip that ends at its first, a middle, and its last step."""
+    for life in (1, 2, 3, 4):
+        cutter = Cutter(3, 0, False, np.random.default_rng(0))
+        cutter.reset(5)
+        found = []
+        for t in range(life):
+            terminated = t == life - 1
+            found.append(
+                cutter.add(np.array([t]), np.array(1), 1.0, {}, np.array([t + 1]), terminated, truncated=False)
+            )
+        kept = [c.segment for c in found if c is not None]
+        if life < 3:
+            assert [s.observations[:, 0].tolist() for s in kept] == [[min(t, life) for t in range(3)]]
+            assert kept[0].absorbing.tolist() == [t >= life for t in range(3)]
+        else:
+            assert kept[0].observations[:, 0].tolist() == [0, 1, 2]
+            assert not kept[0].absorbing.any()
+        if life == 4:
+            assert kept[1].observations[:, 0].tolist() == [3, 4, 4]
+            assert kept[1].absorbing.tolist() == [False, True, True]
+
+
+# ---------------------------------------------------------------------------------------------- sheets
+
+
+@pytest.mark.parametrize(("size", "count"), [((20, 30), 1), ((20, 30), 2), ((30, 20), 7), ((400, 600), 13)])
+def test_every_frame_stands_where_the_page_looks_for_it(size, count):
+    frames = [np.full((*size, 3), (10 * i, 5, 250 - i), np.uint8) for i in range(count)]
+    sheet = make_sheet(frames)
+    assert (sheet.frame_height, sheet.frame_width, sheet.frames) == (*size, count)
+    rows = -(-count // sheet.columns)
+    assert pixels(sheet.png).shape == (rows * size[0], sheet.columns * size[1], 3)
+    for found, frame in zip(frames_of(sheet), frames, strict=True):
+        assert np.array_equal(found, frame)
+
+
+@pytest.mark.parametrize(("size", "count"), [((900, 300), 2), ((300, 1200), 2), ((500, 500), 90), ((2, 3), 5)])
+def test_a_sheet_is_no_larger_than_a_browser_holds(size, count):
+    sheet = make_sheet([np.zeros((*size, 3), np.uint8)] * count)
+    assert max(sheet.frame_width, sheet.frame_height) <= MAX_SIDE
+    assert sheet.frame_width * sheet.frame_height * count <= MAX_SHEET_PIXELS * 1.01
+    assert sheet.frame_height / sheet.frame_width == pytest.approx(size[0] / size[1], rel=0.02)
+    width, height = Image.open(io.BytesIO(sheet.png)).size
+    assert max(width, height) < 16_384  # what browsers' canvases take at least
+
+
+def test_many_colours_become_256_near_ones_and_red_stays_red():
+    rng = np.random.default_rng(0)
+    frame = np.zeros((60, 80, 3), np.uint8)
+    frame[:, :40, 0], frame[:, 40:, 2] = 200, 200
+    noisy = np.clip(frame.astype(int) + rng.integers(-20, 21, frame.shape), 0, 255).astype(np.uint8)
+    assert len(np.unique(noisy.reshape(-1, 3), axis=0)) > 256
+    found = frames_of(make_sheet([noisy]))[0]
+    assert np.abs(found.astype(int) - noisy).mean() < 16
+    assert found[:, :40, 0].mean() > 150 > 50 > found[:, :40, 2].mean()
+
+
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "ALE/Pong-v5", "rlhf_gym/Dot-v0", "Pendulum-v1"])
+def test_colours_are_exact_where_there_are_few(env_id):
+    twin = Twin(Config(env_id=env_id))
+    twin.reset(1)
+    frames = [twin.frame()]
+    for _ in range(3):
+        twin.step(np.zeros(twin.info.action_shape, np.int64 if twin.info.num_actions else np.float32))
+        frames.append(twin.frame())
+    twin.close()
+    for found, frame in zip(frames_of(make_sheet(frames)), frames, strict=True):
+        assert np.array_equal(found, frame)
+
+
+# ---------------------------------------------------------------------------------------------- seen again
+
+
+def shown(candidate: Candidate) -> list[tuple[int, int]]:
+    """What a Film clip shows: (step, episode) of each frame; the frames must be whole."""
+    assert all(len(np.unique(f.reshape(-1, 3), axis=0)) == 1 for f in frames_of(candidate.sheet))
+    return [(int(f[0, 0, 0]), int(f[0, 0, 2])) for f in frames_of(candidate.sheet)]
+
+
+def wanted(candidate: Candidate, stride: int) -> list[tuple[int, int]]:
+    """What it should show: every stride-th step, and of an end its own frame, once."""
+    s = candidate.segment
+    n = int((~s.absorbing).sum())
+    steps = [*range(0, n, stride)] + ([n] if n < len(s.rewards) else [])
+    return [(int(s.observations[t, 0]), int(s.observations[t, 1])) for t in steps]
+
+
+@pytest.mark.parametrize("film", [False, True], ids=["played again", "filmed"])
+@pytest.mark.parametrize("ends", ["absorb", "hide"])
+@pytest.mark.parametrize(("life", "fps"), [(4, 10), (8, 60), (99, 60), (13, 90)])
+def test_what_is_seen_is_what_was_played(film, ends, life, fps):
+    snapshot, config, info = made(env_kwargs={"life": life, "fps": fps}, episode_ends=ends)
+    stride = collect.shown_stride(info.fps)
+    candidates = gathered(snapshot, 24, 10, film)
+    if not film:
+        assert collect.play_again(candidates, config, stride, True, lambda *_: None)
+    for c in candidates:
+        assert shown(c) == wanted(c, stride)
+    if ends == "absorb" and life < 40:
+        assert any(c.segment.absorbing.any() for c in candidates)
+
+
+def test_an_environment_that_does_not_repeat_itself_is_noticed_and_filmed(tmp_path):
+    snapshot, config, info = made(env_kwargs={"life": 14, "forgetful": True}, pairs_per_round=6, clip_seconds=1.0)
+    candidates = gathered(snapshot, 12, 10)
+    assert not collect.play_again(candidates, config, 1, True, lambda *_: None)
+
+    session = store.create_session(tmp_path, "film-1", config)
+    collect.collect(session, snapshot, config, info, 0, 0, lambda *_: None)
+    clips = session.clips()
+    assert len(clips) == 12
+    for clip in clips.values():
+        segment = load_segment(session.path / clip.path)
+        sheet = collect.Sheet(
+            (session.path / clip.sheet).read_bytes(), clip.frame_width, clip.frame_height, clip.columns, clip.frames
+        )
+        candidate = Candidate(segment, 0, [], {}, sheet)
+        assert shown(candidate) == wanted(candidate, 1)
+    session.close()
+
+
+@pytest.mark.parametrize("score", ["", "somewhere:score"])
+def test_ram_is_in_the_infos_of_atari_where_there_is_a_score(tmp_path, score):
+    settings = dict(frameskip=8, env_kwargs={"max_num_frames_per_episode": 400}, labeler="synthetic", noop_max=3)
+    snapshot, config, info = made("ALE/Pong-v5", pairs_per_round=2, clip_seconds=1.0, score=score, **settings)
+    session = store.create_session(tmp_path, "pong-1", config)
+    collect.collect(session, snapshot, config, info, 0, 0, lambda *_: None)
+    clips = list(session.clips().values())
+    assert len(clips) == 4
+    twin = Twin(config, render=False)
+    for clip in clips:
+        segment = load_segment(session.path / clip.path)
+        assert ("ram" in segment.infos) == bool(score)
+        assert clip.sheet is None  # nobody looks
+        if score:
+            assert segment.infos["ram"].shape == (len(segment.rewards), 128)
+            assert segment.infos["ram"].dtype == np.uint8
+            if clip.start == 0:  # the memory after each step, as any other info
+                twin.reset(clip.seed)
+                for t, action in enumerate(segment.actions):
+                    assert np.array_equal(twin.step(action)[4]["ram"], segment.infos["ram"][t])
+    twin.close()
+    session.close()
+
+
+# ---------------------------------------------------------------------------------------------- pairs
+
+
+def test_without_a_model_all_pairs_are_drawn_at_random():
+    rows = choose_pairs(20, 10, None, 0.5, np.random.default_rng(0))
+    assert {r["kind"] for r in rows} == {"uniform"}
+    assert sorted(x for r in rows for x in (r["left"], r["right"])) == list(range(20))
+    assert all("p_left" not in r for r in rows)
+
+
+@pytest.mark.parametrize(
+    ("candidates", "count", "fraction", "uniform"),
+    [(40, 10, 0.5, 5), (40, 10, 0.0, 10), (40, 10, 1.0, 0), (20, 10, 1.0, 0), (20, 10, 0.5, 5), (2, 1, 1.0, 0)],
+)
+def test_the_uniform_share_is_kept_and_no_clip_is_used_twice(candidates, count, fraction, uniform):
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        rewards = rng.normal(size=(3, candidates))
+        rows = choose_pairs(candidates, count, rewards, fraction, rng)
+        assert len(rows) == count
+        assert sum(r["kind"] == "uniform" for r in rows) == uniform
+        used = [x for r in rows for x in (r["left"], r["right"])]
+        assert len(set(used)) == 2 * count
+        for r in rows:
+            p = 1 / (1 + np.exp(rewards[:, r["right"]] - rewards[:, r["left"]]))
+            assert r["p_left"] == pytest.approx(p.mean())
+            assert r["disagreement"] == pytest.approx(p.std())
+
+
+def test_disagreement_finds_what_the_members_disagree_about():
+    rng = np.random.default_rng(0)
+    rewards = rng.normal(size=(1, 200)).repeat(3, 0)  # they agree
+    torn = rng.choice(200, 40, replace=False)
+    rewards[0, torn], rewards[1, torn] = 5.0, -5.0
+    rows = choose_pairs(200, 40, rewards, 0.5, rng)
+    share = {
+        kind: np.mean([r["left"] in torn or r["right"] in torn for r in rows if r["kind"] == kind])
+        for kind in ("uniform", "disagreement")
+    }
+    assert share["disagreement"] == 1.0
+    assert 0.1 < share["uniform"] < 0.65  # 36 % by chance
+    assert [r["kind"] for r in rows] != sorted(r["kind"] for r in rows)  # mixed, not one after the other
+
+
+def test_rewards_that_overflow_are_no_trouble():
+    rewards = np.array([[1e30, -1e30, 0, 1e4]])
+    rows = choose_pairs(4, 2, rewards, 1.0, np.random.default_rng(0))
+    assert all(0 <= r["p_left"] <= 1 for r in rows)
+
+
+@pytest.mark.parametrize("env_id", ["collect/Film-v0", "Pendulum-v1"])
+def test_what_is_said_before_a_label_is_what_the_loss_would_say(env_id):
+    kwargs = {"life": 14} if env_id == "collect/Film-v0" else {}
+    snapshot, config, _ = made(env_id, reward=True, env_kwargs=kwargs)
+    candidates = gathered(snapshot, 10, 10)
+    judged = collect.judge(snapshot.reward, snapshot.agent, [c.segment for c in candidates])
+    segments = {i: c.segment for i, c in enumerate(candidates)}
+    pairs = [store.Pair(i + 1, 0, 0, i, i, 9 - i, "uniform", None, None, None, "left") for i in range(5)]
+    labels = Labels(pairs, segments, snapshot.agent.from_env, 1, 2)
+    with torch.no_grad():
+        logits = pair_logits(snapshot.reward, labels, torch.arange(5), CPU)
+    assert torch.allclose(judged[:, :5] - judged[:, 5:].flip(1), logits, atol=1e-4)
+    assert logits.abs().max() > 1e-3
+
+
+# ---------------------------------------------------------------------------------------------- the phase
+
+
+@pytest.fixture
+def film_session(tmp_path):
+    """A session of Film with two rounds collected, the first labeled; ends fall into some clips."""
+    snapshot, config, info = made(
+        env_kwargs={"life": 14, "fps": 60}, pairs_per_round=10, clip_seconds=0.2, repeat_fraction=0.3, reward=True
+    )
+    session = store.create_session(tmp_path, "film-1", config)
+    untrained = Snapshot(snapshot.agent, None, config, info, -1)
+    collect.collect(session, untrained, config, info, 0, 0, lambda *_: None)
+    for n, (pair, choice) in enumerate(zip(session.pairs(), itertools.cycle(["left", "right", "equal", "skip"]))):
+        session.add_label(str(n), pair.id, choice)
+    collect.collect(session, snapshot, config, info, 1, 0, lambda *_: None)
+    yield session
+    session.close()
+
+
+def test_a_round_is_collected_whole(film_session):
+    session = film_session
+    first, second = session.pairs(0), session.pairs(1)
+    assert [p.position for p in first] == list(range(10))
+    assert [p.position for p in second] == list(range(10))
+    assert {p.kind for p in first} == {"uniform"}
+    assert sorted(p.kind for p in second) == ["disagreement"] * 4 + ["repeat"] * 3 + ["uniform"] * 3
+    clips = session.clips()
+    used = [c for p in first + second if p.kind != "repeat" for c in (p.left_clip, p.right_clip)]
+    assert sorted(used) == sorted(clips)  # each clip in one pair, and none that nobody sees
+    files = {p.relative_to(session.path).as_posix() for p in (session.path / "clips").rglob("*.*")}
+    assert files == {f for c in clips.values() for f in (c.path, c.sheet)}
+    for p in second:
+        assert p.p_left is not None or p.kind == "repeat"
+
+
+def test_repeats_are_earlier_decided_pairs_with_sides_swapped(film_session):
+    by_id = {p.id: p for p in film_session.pairs()}
+    repeats = [p for p in by_id.values() if p.kind == "repeat"]
+    assert len(repeats) == 3
+    assert len({p.repeat_of for p in repeats}) == 3
+    for p in repeats:
+        old = by_id[p.repeat_of]
+        assert (p.left_clip, p.right_clip) == (old.right_clip, old.left_clip)
+        assert old.choice in ("left", "right")
+        assert old.round < p.round
+        assert p.choice is None  # to be judged anew
+
+
+def test_the_table_says_when_the_end_is_seen(film_session):
+    session, ended = film_session, 0
+    for clip in session.clips().values():
+        segment = load_segment(session.path / clip.path)
+        assert clip.steps == len(segment.rewards) == 12
+        assert clip.fps == 30  # 60 a second, every second one shown
+        assert clip.true_return == pytest.approx(segment.rewards.sum())
+        sheet = Image.open(session.path / clip.sheet).convert("RGB")
+        x, y = (
+            (clip.frames - 1) % clip.columns * clip.frame_width,
+            (clip.frames - 1) // clip.columns * clip.frame_height,
+        )
+        if segment.absorbing.any():
+            ended += 1
+            assert clip.ended_frame == clip.frames - 1  # the last frame drawn is the end; the page holds it
+            assert sheet.getpixel((x, y))[0] == 14  # Film's red is the step
+            assert clip.frames == -(-int((~segment.absorbing).sum()) // 2) + 1
+        else:
+            assert clip.ended_frame is None
+            assert clip.frames == 6
+            assert sheet.getpixel((x, y))[0] == clip.start + 10
+    assert ended > 3
+
+
+def test_a_batch_collected_again_after_a_kill_is_the_same(tmp_path):
+    snapshot, config, info = made(pairs_per_round=3, clip_seconds=1.0)
+
+    def collected(name: str, leftover: bool) -> dict[str, bytes]:
+        session = store.create_session(tmp_path, name, config)
+        if leftover:
+            directory = session.clip_directory(0, 0)
+            directory.mkdir(parents=True)
+            (directory / "0099.npz").write_bytes(b"torn")
+        collect.collect(session, snapshot, config, info, 0, 0, lambda *_: None)
+        files = sorted((session.path / "clips").rglob("*.*"))
+        table = [(p.kind, p.left_clip, p.right_clip) for p in session.pairs()]
+        session.close()
+        return {p.name: p.read_bytes() for p in files} | {"pairs": table}
+
+    whole = collected("whole", leftover=False)
+    assert collected("killed", leftover=True) == whole
+    assert len(whole) == 6 * 2 + 1
+
+
+def test_a_batch_that_taught_nothing_is_followed_by_longer_clips(tmp_path):
+    snapshot, config, info = made(pairs_per_round=2, clip_seconds=1.0, labeler="synthetic")
+    session = store.create_session(tmp_path, "film-1", config)
+    for attempt in (0, 1):
+        collect.collect(session, snapshot, config, info, 0, attempt, lambda *_: None)
+    assert [c.steps for c in session.clips().values()] == [10] * 4 + [20] * 4
+    assert {Path(c.path).parent.name for c in session.clips().values()} == {"r000", "r000-1"}
+    assert all(c.sheet is None for c in session.clips().values())
+    session.close()

@@ -1,0 +1,428 @@
+"""The loop: one command does it all, the same seed gives the same agent, and no crash costs more than a moment."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import sqlite3
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from processes import TINY, Kill, Result, Spawned, command
+
+from rlhf_gym import store
+from rlhf_gym.checkpoints import load_state
+from rlhf_gym.loop import consistency, foresight
+from rlhf_gym.segments import load_segment
+from rlhf_gym.store import START, Pair, Session
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="forks, and SIGKILLs, its processes")
+
+NAMES = ("start.pt", "r000.pt", "r001.pt")
+
+
+def run(cwd: Path, *more: object, env_id: str = "CartPole-v1", kill: Kill | None = None) -> Result:
+    """A new session `one` of two tiny rounds in cwd/data; later settings win over TINY."""
+    return command("run", env_id, "--session", "one", *without(more), *more, cwd=cwd, kill=kill)
+
+
+def without(more: tuple[object, ...]) -> list[str]:
+    """TINY, less what `more` sets."""
+    pairs = zip(TINY[::2], TINY[1::2], strict=True)
+    return [word for name, value in pairs if name not in more for word in (name, value)]
+
+
+def session_in(cwd: Path, name: str = "one") -> Session:
+    return store.open_session(cwd / "data", name)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory whose session `one` ran its two rounds undisturbed."""
+    cwd = tmp_path_factory.mktemp("whole")
+    result = run(cwd)
+    assert result.status == 0, result.err
+    return cwd
+
+
+# ---------------------------------------------------------------------------------------------- what two runs share
+
+
+def flat(state: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(state, dict):
+        return {k: v for name, part in state.items() for k, v in flat(part, f"{prefix}/{name}").items()}
+    return {prefix: state}
+
+
+def same_tensors(one: Path, two: Path, ignore: tuple[str, ...] = ()) -> int:
+    """Asserts that two checkpoints hold the same, bit for bit; returns how many tensors that were."""
+    a, b = flat(load_state(one)), flat(load_state(two))
+    assert set(a) == set(b)
+    tensors = 0
+    for name in a:
+        if isinstance(a[name], torch.Tensor):
+            tensors += 1
+            assert a[name].dtype == b[name].dtype, name
+            assert a[name].numpy().tobytes() == b[name].numpy().tobytes(), f"{name} of {one} and {two}"
+        elif not name.endswith(ignore or ("\0",)):
+            assert a[name] == b[name], name
+    return tensors
+
+
+def rows(cwd: Path, query: str) -> list[tuple[Any, ...]]:
+    connection = sqlite3.connect(cwd / "data" / "one" / "session.db")
+    try:
+        return connection.execute(query).fetchall()
+    finally:
+        connection.close()
+
+
+def same_session(one: Path, two: Path) -> None:
+    """Asserts that nothing tells two sessions apart but clocks and speeds: neither tables, clips nor checkpoints."""
+    paths = [cwd / "data" / "one" for cwd in (one, two)]
+    for query in (
+        "SELECT * FROM clip",
+        "SELECT * FROM pair",
+        "SELECT id, uid, pair, choice, strength, labeler FROM label",
+        "SELECT kind, round, payload FROM event",
+        # Some metrics are stored once a second, but for a phase's last; speeds are never the same.
+        "SELECT * FROM metric WHERE phase != 'train_agent' AND name NOT LIKE '%SPS' AND (round, phase, step) IN"
+        " (SELECT round, phase, max(step) FROM metric GROUP BY round, phase) ORDER BY 1, 2, 3, 4",
+        "SELECT round, max(step) FROM metric WHERE phase = 'train_agent' GROUP BY round",
+    ):
+        expected, found = rows(one, query), rows(two, query)
+        assert expected == found, query
+    assert rows(one, "SELECT * FROM clip")
+    digests = [
+        {p.relative_to(path): hashlib.sha256(p.read_bytes()).digest() for p in sorted(path.glob("clips/**/*.*"))}
+        for path in paths
+    ]
+    assert digests[0] == digests[1]
+    files = [sorted(p.name for p in (path / "checkpoints").iterdir()) for path in paths]
+    assert files[0] == files[1] == sorted(NAMES)
+    for name in NAMES:
+        assert same_tensors(paths[0] / "checkpoints" / name, paths[1] / "checkpoints" / name) >= 8
+
+
+# ---------------------------------------------------------------------------------------------- undisturbed
+
+
+def test_two_rounds_leave_everything_behind(whole: Path) -> None:
+    session = session_in(whole)
+    assert session.where().phase == "finished"
+    assert session.trained_rounds() == [START, 0, 1]
+    for number in (0, 1):
+        batch = session.pairs(number)
+        assert len(batch) == 6
+        assert all(p.choice in store.CHOICES for p in batch)
+        for clip in session.clips([c for p in batch for c in (p.left_clip, p.right_clip)]).values():
+            segment = load_segment(session.path / clip.path)
+            assert len(segment.rewards) == clip.steps == 20  # 0.4 s at 50 a second
+            assert clip.sheet is None  # nobody looks
+            assert clip.true_return == segment.rewards.sum()
+    assert sum(p.kind == "repeat" for p in session.pairs(1)) == 2  # a third of six
+    assert set(session.true_returns()) == {START, 0, 1}
+    names = {m["name"] for m in session.metrics()}
+    assert {"eval/mean", "eval/mean_length", "reward/loss", "reward/held_out_accuracy", "charts/true_return"} <= names
+    assert {"reward/prequential_accuracy", "losses/value_loss", "charts/predicted_reward", "charts/SPS"} <= names
+    assert session.config.checkpoint_iterations == 2
+    assert list(session.path.glob("videos/*")) == []
+    assert list(session.path.glob("tb/events*"))
+    assert session.progress()["phase"] == "finished"
+    header = session.header()
+    assert header["versions"]["torch"] == torch.__version__
+    assert header["info"]["obs_shape"] == [4]
+    session.close()
+
+
+def test_checkpoints_say_what_made_them(whole: Path) -> None:
+    session = session_in(whole)
+    metas = [json.loads(load_state(session.checkpoint(n))["meta"]) for n in (START, 0, 1)]
+    assert [m["round"] for m in metas] == [START, 0, 1]
+    assert [m["global_step"] for m in metas] == [0, 128, 256]
+    assert [m["last_label_id"] for m in metas] == [0, 6, 12]
+    assert json.loads(metas[1]["config"])["reward_steps"] == 400
+    steps = {m["step"] for m in session.metrics("losses/value_loss", "train_agent") if m["round"] == 1}
+    assert steps <= {160, 192, 224, 256}  # those of round 0 go before
+    assert max(steps) == 256
+    session.close()
+
+
+def test_one_seed_gives_one_agent(whole: Path, tmp_path: Path) -> None:
+    assert run(tmp_path).status == 0
+    same_session(whole, tmp_path)
+
+
+def test_another_seed_gives_another_agent(whole: Path, tmp_path: Path) -> None:
+    """Else the comparisons here would prove nothing."""
+    assert run(tmp_path, "--seed", "2", "--rounds", "1").status == 0
+    paths = [cwd / "data" / "one" / "checkpoints" / "r000.pt" for cwd in (whole, tmp_path)]
+    with pytest.raises(AssertionError, match="/agent/"):
+        same_tensors(*paths, ignore=("meta",))
+
+
+def test_every_checkpoint_interval_shows_where_it_may_resume(tmp_path: Path, whole: Path) -> None:
+    """Environments begin anew at in-phase checkpoints, so their interval belongs to what makes an agent."""
+    assert run(tmp_path, "--checkpoint-iterations", "3", "--rounds", "1").status == 0
+    paths = [cwd / "data" / "one" / "checkpoints" / "r000.pt" for cwd in (whole, tmp_path)]
+    with pytest.raises(AssertionError, match="/agent/"):
+        same_tensors(*paths, ignore=("meta",))
+
+
+def test_settings_not_given_are_measured_once(tmp_path: Path) -> None:
+    result = run(tmp_path, "--checkpoint-iterations", "0", "--rounds", "1", "--reward-steps", "5")
+    assert result.status == 0
+    assert "CartPole-v1 on cpu: about 0:0" in result.err
+    assert "6 pairs to label" in result.err
+    session = session_in(tmp_path)
+    measured = session.config.checkpoint_iterations
+    assert measured > 1
+    assert session.header()["seconds_per_iteration"] > 0
+    assert json.loads(load_state(session.checkpoint(0))["meta"])["config"].count(f'"checkpoint_iterations": {measured}')
+    again = command("resume", "one", "--rounds", "2", cwd=tmp_path)
+    assert again.status == 0
+    assert "about" not in again.err
+    assert session.config.checkpoint_iterations == measured
+    session.close()
+
+
+# ---------------------------------------------------------------------------------------------- the true reward
+
+TWINS = """
+import gymnasium, numpy as np
+from gymnasium.envs.classic_control.cartpole import CartPoleEnv
+
+class NaN(CartPoleEnv):
+    def step(self, action):
+        obs, reward, *rest = super().step(action)
+        return obs, float("nan"), *rest
+
+for name, entry in (("Plain-v0", CartPoleEnv), ("NaN-v0", NaN)):
+    gymnasium.register(name, entry_point=entry, max_episode_steps=500)
+
+def upright(clip):
+    return -np.abs(clip.observations[:, 2]).sum()
+"""
+
+
+def test_the_true_reward_never_reaches_the_learner(tmp_path: Path) -> None:
+    for name in ("Plain-v0", "NaN-v0"):
+        cwd = tmp_path / name
+        cwd.mkdir()
+        (cwd / "twins.py").write_text(TWINS)
+        result = run(cwd, "--score", "twins:upright", env_id=f"twins:{name}")
+        assert result.status == 0, result.err
+    for name in NAMES:
+        plain, nan = (tmp_path / n / "data" / "one" / "checkpoints" / name for n in ("Plain-v0", "NaN-v0"))
+        assert same_tensors(plain, nan, ignore=("meta",)) >= 8  # meta names the environment
+    session = session_in(tmp_path / "NaN-v0")
+    assert session.where().phase == "finished"
+    assert session.true_returns() == {}
+    assert all(clip.true_return is None for clip in session.clips().values())
+    assert [m["round"] for m in session.metrics("eval/mean_length")] == [START, 0, 1]
+    labels = {p.choice for p in session.pairs()}
+    assert {"left", "right"} <= labels
+    session.close()
+
+
+def test_a_true_return_that_is_nan_cannot_label(tmp_path: Path) -> None:
+    (tmp_path / "twins.py").write_text(TWINS)
+    result = run(tmp_path, env_id="twins:NaN-v0")
+    assert result.status == 1
+    assert result.err.splitlines()[-1].startswith("rlhf-gym: The true return of a clip is NaN")
+
+
+# ---------------------------------------------------------------------------------------------- SIGKILL
+
+KILLS = [
+    # collect
+    Kill("rlhf_gym.collect:save_segment", 5),  # some files of the batch are there
+    Kill("rlhf_gym.store:_insert", 9),  # half of the transaction
+    Kill("rlhf_gym.store:Session.add_batch", 2, before=True),  # round 1: all files, no rows
+    Kill("rlhf_gym.store:Session.add_batch", 1),
+    # label
+    Kill("rlhf_gym.store:Session.add_label", 3),
+    Kill("rlhf_gym.store:Session.add_label", 10),  # round 1
+    # train_reward: its labels fixed, its checkpoint at step 200 and at the end, the reward model done
+    Kill("rlhf_gym.loop:save_state", 1),
+    Kill("rlhf_gym.loop:save_state", 2),
+    Kill("rlhf_gym.loop:save_state", 3),
+    Kill("rlhf_gym.loop:save_state", 4),
+    # train_agent: before its first iteration, between checkpoints, and when its checkpoint is all but done
+    Kill("rlhf_gym.loop:save_state", 5),
+    Kill("rlhf_gym.train:update", 4),
+    Kill("rlhf_gym.train:update", 7),  # round 1
+    Kill("rlhf_gym.checkpoints:Snapshot.save", 2, before=True),
+    Kill("rlhf_gym.checkpoints:Snapshot.save", 3),  # round 1 is trained, its partial checkpoint not yet gone
+    # record
+    Kill("rlhf_gym.evaluate:evaluate", 2),  # played, not yet stored
+    Kill("rlhf_gym.monitor:Monitor.put", 1),  # the untrained agent
+    # anywhere: the file is written, and not yet renamed into its place
+    Kill("os:replace", 20, before=True),
+]
+FEW = ("collect:save_segment", "Session.add_label", "loop:save_state", "train:update", "evaluate:evaluate")
+
+
+def few(kill: Kill) -> bool:
+    """Whether the fast tests have it: one in each phase; the two rounds of each run share what is slow."""
+    return kill in (KILLS[0], KILLS[4], KILLS[7], KILLS[12], KILLS[15])
+
+
+@pytest.mark.parametrize(
+    "kill", [pytest.param(k, id=str(k), marks=[] if few(k) else pytest.mark.full) for k in KILLS]
+)
+def test_a_killed_session_ends_like_one_that_was_not(whole: Path, tmp_path: Path, kill: Kill) -> None:
+    killed = run(tmp_path, kill=kill)
+    assert killed.status == -signal.SIGKILL, f"{kill} was never made:\n{killed.err}"
+    session = session_in(tmp_path)
+    labels = {p.id: p.choice for p in session.pairs() if p.choice is not None}
+    rounds = session.trained_rounds()
+    assert session.where().phase != "finished"
+    session.close()
+    resumed = command("resume", "one", cwd=tmp_path)
+    assert resumed.status == 0, resumed.err
+    again = {p.id: p.choice for p in session.pairs()}
+    assert {p: again[p] for p in labels} == labels
+    for number in rounds:
+        assert f"round {number} train_agent" not in resumed.err
+    same_session(whole, tmp_path)
+
+
+def test_a_session_killed_again_and_again(whole: Path, tmp_path: Path) -> None:
+    """Each process dies a little later than the one before it, in whatever phase that is."""
+    assert run(tmp_path, kill=Kill("rlhf_gym.store:Session.add_label", 2)).status == -signal.SIGKILL
+    for kill, phase in (
+        (Kill("rlhf_gym.loop:save_state", 2), "train_reward"),
+        (Kill("rlhf_gym.train:update", 3), "train_agent"),
+        (Kill("rlhf_gym.store:_insert", 3), "collect"),
+        (Kill("rlhf_gym.evaluate:evaluate", 1), "label"),  # round 0 is recorded while round 1 could be labeled
+        (Kill("rlhf_gym.train:update", 1), "train_agent"),
+    ):
+        assert command("resume", "one", cwd=tmp_path, kill=kill).status == -signal.SIGKILL, kill
+        session = session_in(tmp_path)
+        assert session.where().phase == phase
+        session.close()
+    assert command("resume", "one", cwd=tmp_path).status == 0
+    same_session(whole, tmp_path)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("phase", ["collect", "label", "train_reward", "train_agent", "record"])
+def test_a_kill_from_outside(tmp_path: Path, phase: str) -> None:
+    """SIGKILL to a plain `python -m rlhf_gym`, at whatever moment of the phase it strikes."""
+    settings = ("--pairs-per-round", "40", "--reward-steps", "2000", "--reward-epochs", "2000",
+                "--agent-steps-per-round", "2048", "--eval-episodes", "20")  # fmt: skip
+    for name in ("straight", "struck"):
+        (tmp_path / name).mkdir()
+    assert run(tmp_path / "straight", *settings).status == 0
+    with Spawned("run", "CartPole-v1", "--session", "one", *without(settings), *settings, cwd=tmp_path / "struck") as one:
+        progress = tmp_path / "struck" / "data" / "one" / "progress.json"
+        deadline = time.monotonic() + 60
+        while not (progress.exists() and json.loads(progress.read_text())["phase"] == phase):
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+        one.process.kill()
+        assert one.process.wait(10) == -signal.SIGKILL
+    assert command("resume", "one", cwd=tmp_path / "struck").status == 0
+    same_session(tmp_path / "straight", tmp_path / "struck")
+
+
+def test_torn_checkpoint_is_told_not_trained_over(whole: Path, tmp_path: Path) -> None:
+    """A file that a disk has damaged: one sentence, and nothing is overwritten."""
+    shutil.copytree(whole / "data", tmp_path / "data")
+    newest = tmp_path / "data" / "one" / "checkpoints" / "r001.pt"
+    newest.write_bytes(newest.read_bytes()[:500])
+    result = command("resume", "one", "--rounds", "3", cwd=tmp_path)
+    assert result.status == 1
+    assert result.err.splitlines()[-1].startswith("rlhf-gym: Checkpoint data/one/checkpoints/r001.pt cannot be read")
+    assert newest.stat().st_size == 500
+
+
+# ---------------------------------------------------------------------------------------------- nothing to learn from
+
+
+def test_a_batch_of_ties_is_collected_again_once_with_longer_clips(tmp_path: Path) -> None:
+    result = run(tmp_path, "--tie-threshold", "1e9")
+    assert result.status == 0, result.err
+    session = session_in(tmp_path)
+    batches = [(n, a) for n in (0, 1) for a in (0, 1)]
+    assert sorted({(p.round, p.attempt) for p in session.pairs()}) == batches  # no third attempt
+    assert [len(session.pairs(*b)) for b in batches] == [6] * 4
+    assert {(c.round, c.attempt, c.steps) for c in session.clips().values()} == {(n, a, 20 * (a + 1)) for n, a in batches}
+    assert {p.choice for p in session.pairs()} == {"equal"}
+    assert result.err.count("Nothing to learn from in that batch") == 2
+    assert result.err.count("No label says better or worse yet: the agent stays as it is") == 2
+    start, *others = [session.checkpoint(n) for n in (START, 0, 1)]
+    for other in others:
+        assert same_tensors(start, other, ignore=("meta",)) >= 8  # no reward model, the agent as it was
+    assert [json.loads(load_state(p)["meta"])["global_step"] for p in others] == [0, 0]
+    session.close()
+
+
+def test_a_batch_of_skips_is_collected_again_once(tmp_path: Path) -> None:
+    assert run(tmp_path, "--skip-threshold", "1e9", "--rounds", "1").status == 0
+    session = session_in(tmp_path)
+    assert [(p.attempt, p.choice) for p in session.pairs()] == [(0, "skip")] * 6 + [(1, "skip")] * 6
+    assert session.where().phase == "finished"
+    session.close()
+
+
+def test_a_later_batch_of_ties_is_trained_on_with_the_labels_of_before(whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole / "data", tmp_path / "data")
+    result = command("resume", "one", "--rounds", "3", "--tie-threshold", "1e9", cwd=tmp_path)
+    assert result.status == 0, result.err
+    assert result.err.count("Nothing to learn from in that batch") == 1
+    assert "No label says" not in result.err
+    session = session_in(tmp_path)
+    meta = json.loads(load_state(session.checkpoint(2))["meta"])
+    assert (meta["last_label_id"], meta["global_step"]) == (24, 384)
+    session.close()
+
+
+# ---------------------------------------------------------------------------------------------- numbers
+
+
+def pair(number: int, **more: Any) -> Pair:
+    return Pair(**{**dict(
+        id=number, round=0, attempt=0, position=number, left_clip=1, right_clip=2, kind="uniform", repeat_of=None,
+        p_left=None, disagreement=None), **more})  # fmt: skip
+
+
+def test_prequential_accuracy_is_of_uniform_decided_pairs_alone() -> None:
+    batch = [
+        pair(1, p_left=0.9, choice="left"),
+        pair(2, p_left=0.2, choice="right"),
+        pair(3, p_left=0.6, choice="right"),
+        pair(4, p_left=0.1, choice="left", kind="disagreement"),
+        pair(5, p_left=0.1, choice="left", kind="repeat", repeat_of=1),
+        pair(6, p_left=0.1, choice="equal"),
+        pair(7, p_left=0.1, choice="skip"),
+        pair(8, p_left=0.1),
+        pair(9, choice="left"),
+    ]
+    assert foresight(batch) == {"reward/prequential_accuracy": 2 / 3, "reward/prequential_pairs": 3.0}
+    assert foresight(batch[3:]) == {}
+
+
+def test_consistency_is_how_often_a_swapped_repeat_got_the_swapped_label(tmp_path: Path) -> None:
+    session = store.create_session(tmp_path / "data", "one", store.Config(env_id="CartPole-v1"))
+    batch = dict(round=0, attempt=0)
+    clips = [dict(batch, path=f"{i}.npz", fps=30.0, steps=5, seed=i, start=0) for i in range(8)]
+    firsts = [dict(batch, position=i, kind="uniform", left=2 * i, right=2 * i + 1) for i in range(4)]
+    session.add_batch(clips, firsts)
+    assert consistency(session) == {}
+    first = [p.id for p in session.pairs()]
+    repeats = [dict(round=1, attempt=0, position=i, kind="repeat", repeat_of=p) for i, p in enumerate(first)]
+    session.add_batch([], repeats)
+    again = [p.id for p in session.pairs(1)]
+    for one, two, a, b in zip(first, again, ["left", "left", "right", "equal"], ["right", "left", "left", "left"], strict=True):
+        session.add_label(f"a{one}", one, a)
+        session.add_label(f"b{two}", two, b)
+    assert consistency(session) == {"labels/consistency": pytest.approx(2 / 3), "labels/repeats": 3.0}
+    session.close()
