@@ -132,7 +132,10 @@ Command = Run | Resume | List | Serve | Watch | Evaluate | Doctor
 
 def main() -> None:
     """Entry point of `rlhf-gym`."""
-    sys.exit(run_command(sys.argv[1:]))
+    status = run_command(sys.argv[1:])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)  # all is on disk; taking torch down would cost the person another second and a half
 
 
 def run_command(args: list[str]) -> int:

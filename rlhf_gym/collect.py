@@ -88,13 +88,18 @@ def make_sheet(frames: Sequence[np.ndarray]) -> Sheet:
 
 
 def reduced(image: Image.Image) -> Image.Image:
-    """The image in 256 colours: its own where they are no more than that (classic control, Atari)."""
+    """The image in 256 colours: exactly its own where they are no more than that (classic control, Atari)."""
     colors = image.getcolors(256)
     if colors is None:
         return image.quantize(256, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
-    palette = Image.new("P", (1, 1))
-    palette.putpalette(np.array([color for _, color in colors], np.uint8).tobytes())
-    return image.quantize(palette=palette, dither=Image.Dither.NONE)
+    # quantize(palette=…) compares upper bits alone and mixes neighbours up; a table of 2^24 entries is exact, and fast
+    palette = np.array([color for _, color in colors], np.uint8)
+    index = np.zeros(1 << 24, np.uint8)
+    index[palette @ np.array([1, 1 << 8, 1 << 16])] = np.arange(len(palette))
+    packed = np.asarray(image.convert("RGBX")).view("<u4")[..., 0] & 0xFFFFFF
+    exact = Image.fromarray(index[packed])
+    exact.putpalette(palette.tobytes())
+    return exact
 
 
 # ---------------------------------------------------------------------------------------------- segments
@@ -257,7 +262,7 @@ class FilmedEnvs:
 
 
 def judge(model: RewardModel, agent: Agent, segments: Sequence[Segment]) -> torch.Tensor:
-    """What each member gives each clip: (K, C) scaled mean reward per step, times REFERENCE_STEPS."""
+    """What each member gives each clip: (K, C) raw mean reward per step, times REFERENCE_STEPS, as in the loss."""
     device = model.scale.device
     sums = []
     for segment in segments:

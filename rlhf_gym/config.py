@@ -174,8 +174,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         reward_batch_pairs=16, reward_steps=300, reward_epochs=30, reward_init="previous", reward_weight_decay=1e-2,
     ),
     "pixels": dict(
-        agent_steps_per_round=20_000, pairs_per_round=20, clip_coef=0.1, reward_learning_rate=3e-4,
-        reward_batch_pairs=16, reward_steps=200, reward_epochs=40, reward_init="previous", reward_weight_decay=1e-2,
+        agent_steps_per_round=20_000, pairs_per_round=20, learning_rate=5e-4, clip_vloss=False,
+        reward_learning_rate=3e-4, reward_batch_pairs=16, reward_steps=200, reward_epochs=40, reward_init="previous",
+        reward_weight_decay=1e-2,
     ),
 }  # fmt: skip
 

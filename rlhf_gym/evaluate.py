@@ -75,6 +75,7 @@ def evaluate(
             returns += step.rewards
             lengths += 1
             out_of_time = time.monotonic() - start > max_seconds
+            nothing_yet = not results
             for i in range(n):
                 if not share[i]:
                     continue
@@ -82,7 +83,7 @@ def evaluate(
                     more = rams.step(i, actions[i]) if rams is not None else {}
                     steps[i].append((obs[i].copy(), actions[i], float(step.rewards[i]), {**step.infos[i], **more}))
                 over = bool(step.terminated[i] or step.truncated[i])
-                cut = lengths[i] >= step_cap or (out_of_time and not results)
+                cut = lengths[i] >= step_cap or (out_of_time and nothing_yet)
                 if over or cut:
                     capped += not over
                     value = score(whole_episode(steps[i])) if score is not None else 0.0
@@ -178,9 +179,9 @@ def record_video(
     greedy = info.kind != "atari" if greedy is None else greedy
     stride = max(1, round(info.fps / 30))
     max_steps = max(1, int(max_seconds_shown * info.fps))
-    path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.stem}.mp4")  # not shown until it is whole
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with iio.imopen(aside, "w", plugin="pyav") as file:
             file.init_video_stream("libx264", fps=round(info.fps / stride), pixel_format="yuv420p")
             for episode in range(episodes):
@@ -194,7 +195,8 @@ def record_video(
     except OSError as error:
         raise UserError(f"Cannot write the video {path} ({error.strerror or error}).") from None
     finally:
-        aside.unlink(missing_ok=True)
+        if aside.exists():
+            aside.unlink()
     return path
 
 

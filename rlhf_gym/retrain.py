@@ -53,6 +53,8 @@ def main() -> None:
     args = sys.argv[1:]
     command = cli.parse(args, Train, "python -m rlhf_gym.train", "The engine alone.")
     try:
+        if command.steps < 0:
+            raise UserError(f"--steps {command.steps} is out of range: give the number of steps to train the agent.")
         if command.reward == "env":
             plain_ppo(command, args)
         else:

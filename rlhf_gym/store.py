@@ -33,6 +33,7 @@ STRENGTHS = ("normal", "strong")
 PHASES = ("collect", "label", "train_reward", "train_agent", "record", "finished")
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 MAX_LABEL_ID_CHARS = 64
+MIRRORED = {"left": "right", "right": "left", "equal": "equal"}  # what a repeat, its sides swapped, should say
 
 # ---------------------------------------------------------------------------------------------- the tables
 
@@ -78,6 +79,8 @@ label_table = sa.Table(
     sa.Column("strength", sa.String, nullable=False, server_default="normal"),
     sa.Column("labeler", sa.String, nullable=False),
     sa.Column("response_ms", sa.Integer),
+    sa.Column("replays", sa.Integer), sa.Column("pauses", sa.Integer),
+    sa.Column("hidden_ms", sa.Integer),  # of the response time: how long the page was not to be seen
     sa.Column("created", sa.Float, nullable=False),
     sqlite_autoincrement=True,
 )  # fmt: skip
@@ -323,6 +326,9 @@ class Session:
         strength: str = "normal",
         labeler: str = "human",
         response_ms: int | None = None,
+        replays: int | None = None,
+        pauses: int | None = None,
+        hidden_ms: int | None = None,
     ) -> int:
         """Commits a label to disk and returns its row id. The same uid again returns the same row.
 
@@ -331,7 +337,7 @@ class Session:
 
         Raises:
             KeyError: no such pair.
-            ValueError: a bad choice, strength, uid or time, or a uid that was used for another label.
+            ValueError: a bad choice, strength, uid, count or time, or a uid that was used for another label.
         """
         if choice is not None and choice not in CHOICES:
             raise ValueError(f"{choice!r} is no label: use one of {', '.join(CHOICES)}.")
@@ -339,8 +345,10 @@ class Session:
             raise ValueError(f"{strength!r} is no strength: use one of {', '.join(STRENGTHS)}.")
         if not 1 <= len(uid) <= MAX_LABEL_ID_CHARS:
             raise ValueError(f"A label's id has 1 to {MAX_LABEL_ID_CHARS} characters, this one has {len(uid)}.")
-        if response_ms is not None and not 0 <= response_ms < 2**31:
-            raise ValueError(f"A response time of {response_ms} ms is out of range.")
+        watched = dict(response_ms=response_ms, replays=replays, pauses=pauses, hidden_ms=hidden_ms)
+        for name, value in watched.items():
+            if value is not None and not 0 <= value < 2**31:
+                raise ValueError(f"{name} {value} is out of range: use 0 to {2**31 - 1}.")
         with self.write() as db:
             old = db.execute(sa.select(label_table).where(label_table.c.uid == uid)).one_or_none()
             if old is not None:
@@ -349,7 +357,7 @@ class Session:
                 return int(old.id)
             if db.execute(sa.select(pair_table.c.id).where(pair_table.c.id == pair)).one_or_none() is None:
                 raise KeyError(pair)
-            row = dict(uid=uid, pair=pair, choice=choice, strength=strength, labeler=labeler, response_ms=response_ms)
+            row = dict(uid=uid, pair=pair, choice=choice, strength=strength, labeler=labeler, **watched)
             return _insert(db, label_table, {**row, "created": time.time()})
 
     def last_label_id(self) -> int:
@@ -381,6 +389,20 @@ class Session:
             pair = last.id
         self.add_label(uid, pair, None)
         return self.pairs(ids=[pair])[0]
+
+    def consistency(self, round: int, attempt: int) -> tuple[int, int]:
+        """How often the person agreed with themselves in a batch's hidden repeats: (agreed, repeats judged twice)."""
+        repeats = [p for p in self.pairs(round, attempt) if p.repeat_of is not None]
+        firsts = {p.id: p for p in self.pairs(ids=[p.repeat_of for p in repeats if p.repeat_of is not None])}
+        judged = [(firsts[p.repeat_of].choice, p.choice) for p in repeats if p.repeat_of in firsts]
+        judged = [(first, again) for first, again in judged if first in MIRRORED and again in MIRRORED]
+        return sum(again == MIRRORED[str(first)] for first, again in judged), len(judged)
+
+    def forget(self, round: int) -> int:
+        """Labels up to the newest one no longer count (the goal has changed); returns that label's row id."""
+        until = self.last_label_id()
+        self.add_event("forget", round, until_label=until)
+        return until
 
     # ------------------------------------------------------------------ events and metrics
 

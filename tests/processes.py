@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import multiprocessing
 import os
 import re
@@ -21,6 +22,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import httpx
 
 ROOT = Path(__file__).parents[1]
 PRELOAD = ["rlhf_gym.loop", "rlhf_gym.cli", "rlhf_gym.doctor", "torch._dynamo", "torch.utils.tensorboard", __name__]
@@ -157,6 +160,20 @@ class Spawned:
             assert time.monotonic() < deadline, f"no {pattern!r} within {seconds} s:\n{self.text()}"
             time.sleep(0.01)
         return found
+
+    def wait_for_phase(self, phase: str, session: str, seconds: float = 60.0) -> None:
+        """Waits until the loop is in that phase of a session in ./data."""
+        progress = self.log.parent / "data" / session / "progress.json"
+        deadline = time.monotonic() + seconds
+        while not (progress.exists() and json.loads(progress.read_text())["phase"] == phase):
+            assert self.process.poll() is None, f"ended with {self.process.returncode}:\n{self.text()}"
+            assert time.monotonic() < deadline, f"no phase {phase} within {seconds} s:\n{self.text()}"
+            time.sleep(0.002)
+
+    def client(self) -> httpx.Client:
+        """One for the pages' API, with the token of the address that was printed."""
+        url, token = self.wait_for(r"Open (http://[^/]+)/\S*\?token=(\S+)").groups()
+        return httpx.Client(base_url=url, headers={"Authorization": f"Bearer {token}"}, timeout=10)
 
     def interrupt(self) -> tuple[int, float]:
         """Ctrl-C. Returns the exit status and the seconds it took."""

@@ -42,9 +42,9 @@ class Film(gymnasium.Env):
     metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012
     source = np.random.default_rng(0)
 
-    def __init__(self, render_mode=None, life=99, forgetful=False, fps=10, size=(20, 30)):
+    def __init__(self, render_mode=None, life=99, cut=99, forgetful=False, fps=10, size=(20, 30)):
         self.metadata = {**self.metadata, "render_fps": fps}
-        self.render_mode, self.life, self.forgetful, self.size = render_mode, life, forgetful, size
+        self.render_mode, self.life, self.cut, self.forgetful, self.size = render_mode, life, cut, forgetful, size
         self.observation_space = spaces.Box(-np.inf, np.inf, (2,), np.float32)
         self.action_space = spaces.Discrete(3)
 
@@ -60,7 +60,7 @@ class Film(gymnasium.Env):
     def step(self, action):
         self.t += 1
         info = {"time": self.t, "action": int(action), "text": "x"}
-        return self.view(), float(self.t), self.t >= self.life, False, info
+        return self.view(), float(self.t), self.t >= self.life, self.t >= self.cut, info
 
     def render(self):
         frame = np.zeros((*self.size, 3), np.uint8)
@@ -119,7 +119,7 @@ def test_nobody_is_shown_many_more_than_30_frames_a_second(fps, stride):
 @pytest.mark.parametrize("life", [4, 7, 15, 99])
 def test_no_clip_spans_a_reset_and_an_end_is_held(life):
     """Film's observation is (step, episode): so every clip must be one episode's consecutive steps."""
-    snapshot, config, _ = made(env_kwargs={"life": life})
+    snapshot, _, _ = made(env_kwargs={"life": life})
     candidates = gathered(snapshot, 60, 10)
     ends = 0
     for c in candidates:
@@ -168,14 +168,14 @@ def test_hidden_ends_are_ordinary_steps():
         assert not s.absorbing.any()
         steps = (len(c.prefix) + np.arange(10)) % 7
         assert s.observations[:, 0].tolist() == steps.tolist()
-        assert sorted(c.resets) == np.flatnonzero(steps[1:] == 0).__add__(1).tolist()
-    assert any(len(c.resets) == 2 for c in candidates) or any(len(c.resets) == 1 for c in candidates)
+        assert sorted(c.resets) == (1 + np.flatnonzero(steps[1:] == 0)).tolist()
+    assert {len(c.resets) for c in candidates} == {1, 2}
 
 
 def test_clips_that_fit_nowhere_are_told():
-    snapshot, _, info = made()
-    with pytest.raises(UserError, match=r"0 of 4 clips of 41 steps.*collect/Film-v0.*lower --clip-seconds"):
-        collect.gather(snapshot, snapshot.config, info, 4, 41, (0,), lambda *_: None)
+    snapshot, _, _ = made("collect/Endless-v0", env_kwargs={"cut": 9})  # cut off, and its registration does not say so
+    with pytest.raises(UserError, match=r"0 of 4 clips of 10 steps.*collect/Endless-v0.*lower --clip-seconds"):
+        gathered(snapshot, 4, 10)
 
 
 def test_one_seed_gives_the_same_clips_and_another_gives_others():
@@ -386,7 +386,7 @@ def test_rewards_that_overflow_are_no_trouble():
 @pytest.mark.parametrize("env_id", ["collect/Film-v0", "Pendulum-v1"])
 def test_what_is_said_before_a_label_is_what_the_loss_would_say(env_id):
     kwargs = {"life": 14} if env_id == "collect/Film-v0" else {}
-    snapshot, config, _ = made(env_id, reward=True, env_kwargs=kwargs)
+    snapshot, _, _ = made(env_id, reward=True, env_kwargs=kwargs)
     candidates = gathered(snapshot, 10, 10)
     judged = collect.judge(snapshot.reward, snapshot.agent, [c.segment for c in candidates])
     segments = {i: c.segment for i, c in enumerate(candidates)}

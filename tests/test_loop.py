@@ -8,7 +8,6 @@ import os
 import shutil
 import signal
 import sqlite3
-import time
 from pathlib import Path
 from typing import Any
 
@@ -322,15 +321,69 @@ def test_a_kill_from_outside(tmp_path: Path, phase: str) -> None:
         (tmp_path / name).mkdir()
     assert run(tmp_path / "straight", *settings).status == 0
     with Spawned("run", "CartPole-v1", "--session", "one", *without(settings), *settings, cwd=tmp_path / "struck") as one:
-        progress = tmp_path / "struck" / "data" / "one" / "progress.json"
-        deadline = time.monotonic() + 60
-        while not (progress.exists() and json.loads(progress.read_text())["phase"] == phase):
-            assert time.monotonic() < deadline
-            time.sleep(0.002)
+        one.wait_for_phase(phase, "one")
         one.process.kill()
         assert one.process.wait(10) == -signal.SIGKILL
     assert command("resume", "one", cwd=tmp_path / "struck").status == 0
     same_session(tmp_path / "straight", tmp_path / "struck")
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    ("env_id", "settings"),
+    [
+        ("Pendulum-v1", ()),
+        ("rlhf_gym/Dot-v0", ("--reward-steps", "210", "--clip-seconds", "1")),
+        ("ALE/Pong-v5", ("--reward-steps", "210", "--clip-seconds", "1")),
+        ("CartPole-v1", ("--episode-ends", "hide")),
+        ("CartPole-v1", ("--pixels", "--reward-steps", "20")),
+    ],
+    ids=["continuous", "pixels", "atari", "hide", "rendered"],
+)
+def test_every_kind_of_environment_survives_a_kill(tmp_path: Path, env_id: str, settings: tuple[str, ...]) -> None:
+    names = ("straight", "killed")
+    for name in names:
+        (tmp_path / name).mkdir()
+    assert run(tmp_path / "straight", *settings, env_id=env_id).status == 0
+    assert run(tmp_path / "killed", *settings, env_id=env_id, kill=Kill("rlhf_gym.train:update", 7)).status == -9
+    assert command("resume", "one", cwd=tmp_path / "killed", kill=Kill("rlhf_gym.evaluate:evaluate", 1)).status == -9
+    assert command("resume", "one", cwd=tmp_path / "killed").status == 0
+    same_session(*(tmp_path / name for name in names))
+
+
+def test_no_acknowledged_label_is_lost(tmp_path: Path) -> None:
+    """A person labels over the pages' API; the process dies the moment the third label is acknowledged."""
+    human = [*without(("--labeler", "--rounds")), "--rounds", "1", "--no-browser"]
+    acknowledged: dict[int, str] = {}
+
+    def label(one: Spawned, count: int) -> None:
+        client = one.client()
+        for _ in range(count):
+            (pair,) = client.get("/api/s/one/pairs", params={"limit": 1}).json()["pairs"]
+            choice = ("left", "right", "equal")[pair["id"] % 3]
+            body = {"id": f"label-{pair['id']}", "pair": pair["id"], "choice": choice}
+            answer = client.post("/api/s/one/labels", json=body)
+            assert answer.status_code == 201, answer.text
+            acknowledged[pair["id"]] = choice
+        client.close()
+
+    with Spawned("run", "CartPole-v1", "--session", "one", *human, cwd=tmp_path) as one:
+        one.wait_for_phase("label", "one")
+        label(one, 3)
+        one.process.kill()
+    session = session_in(tmp_path)
+    assert len(acknowledged) == 3
+    assert {p.id: p.choice for p in session.pairs() if p.choice} == acknowledged
+    with Spawned("resume", "one", "--no-browser", cwd=tmp_path) as one:
+        one.wait_for_phase("label", "one")
+        label(one, 3)
+        one.wait_for("All 1 rounds are done")
+        assert session.where().phase == "finished"
+        status, _ = one.interrupt()
+        assert status == 0
+    assert {p.id: p.choice for p in session.pairs()} == acknowledged
+    assert session.last_label_id() == 6
+    session.close()
 
 
 def test_torn_checkpoint_is_told_not_trained_over(whole: Path, tmp_path: Path) -> None:

@@ -244,7 +244,7 @@ def test_a_label_is_on_disk_before_the_answer_and_counts_once(client: TestClient
     stored = (row.pair, row.choice, row.strength, row.labeler, row.response_ms)
     assert stored == (pair, "right", "strong", "human", 1234)
     again = client.post(f"{API}/labels", json=body)
-    assert (again.status_code, again.json()) == (200, {"label": row.id})
+    assert (again.status_code, again.json()) == (200, {"label": row.id, "counts_from": 0})
     other = client.post(f"{API}/labels", json={**body, "choice": "left"})
     assert other.status_code == 409
     assert loop.session.last_label_id() == row.id

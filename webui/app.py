@@ -23,12 +23,16 @@ import rlhf_gym.store as store
 from rlhf_gym.config import MAX_GOAL_CHARS, UserError
 from webui import charts
 from webui.security import Guard
-from webui.state import Batch, Open, Pair, Sessions, State, read_batch, sheet_path, sheet_version, show_pairs
+from webui.state import (
+    Batch, Goal, Labeled, Open, Pair, Sessions, State, counts_from, read_batch, read_goals, read_recent, sheet_path,
+    sheet_version, show_pairs,
+)  # fmt: skip
 
 HERE = Path(__file__).parent
 POLL_SECONDS = 0.25
 RECONNECT_MS = 1000
 MAX_ID = 2**53  # what JavaScript counts exactly
+MAX_COUNT = 1_000_000
 
 LABEL_ID = rf"^[A-Za-z0-9._-]{{1,{store.MAX_LABEL_ID_CHARS}}}$"
 
@@ -43,6 +47,9 @@ class LabelBody(Body):
     choice: Literal["left", "right", "equal", "skip"]
     strength: Literal["normal", "strong"] = "normal"
     response_ms: int | None = Field(None, ge=0, lt=2**31, description="from the pair's first frame to the key press")
+    replays: int | None = Field(None, ge=0, le=MAX_COUNT, description="how often the clips began anew")
+    pauses: int | None = Field(None, ge=0, le=MAX_COUNT, description="how often they were stopped")
+    hidden_ms: int | None = Field(None, ge=0, lt=2**31, description="of response_ms: the page was not to be seen")
 
 
 class UndoBody(Body):
@@ -55,11 +62,16 @@ class GoalBody(Body):
 
 class LabelAnswer(BaseModel):
     label: int = Field(description="row of the label, committed to disk")
+    counts_from: int = Field(description="the first round whose training sees it; after the pair's own, it came late")
 
 
 class UndoAnswer(BaseModel):
     label: int = Field(description="newest label row")
     pair: Pair = Field(description="the pair whose label was taken back")
+
+
+class ForgetAnswer(BaseModel):
+    until_label: int = Field(description="this label and those before it no longer count")
 
 
 class Problem(BaseModel):
@@ -181,6 +193,16 @@ def create_app(
         """The next unlabeled pairs of the batch, in the order to show them; none while nothing is to be labeled."""
         return read_batch(found.session, after, limit)
 
+    @app.get("/api/s/{session}/labels")
+    def recent_labels(found: Found, limit: Annotated[int, Query(ge=1, le=100)] = 10) -> list[Labeled]:
+        """The pairs that were labeled last, oldest first, each with its label; post another to change one."""
+        return read_recent(found.session, limit)
+
+    @app.get("/api/s/{session}/goals")
+    def goal_history(found: Found) -> list[Goal]:
+        """Every goal this session has had, oldest first."""
+        return read_goals(found.session)
+
     @app.get("/api/s/{session}/clips/{clip}.png", response_class=FileResponse)
     def clip_sheet(found: Found, clip: Annotated[int, PathParameter(ge=1, le=MAX_ID)], v: str = "") -> Response:
         """The sprite sheet of a clip; the addresses that the API gives out may be kept for ever."""
@@ -204,19 +226,23 @@ def create_app(
 
     @app.post("/api/s/{session}/labels", status_code=201)
     def add_label(found: Found, body: LabelBody, response: Response) -> LabelAnswer:
-        """Stores a label; answered once it is safe on disk. The same id again changes nothing (200)."""
+        """Stores a label; answered once it is safe on disk. The same id again changes nothing (200).
+
+        A further label of a pair, of any round, replaces its earlier one.
+        """
         known = found.session.last_label_id()
         try:
             row = found.session.add_label(
-                body.id, body.pair, body.choice, strength=body.strength, response_ms=body.response_ms
-            )
+                body.id, body.pair, body.choice, strength=body.strength, response_ms=body.response_ms,
+                replays=body.replays, pauses=body.pauses, hidden_ms=body.hidden_ms,
+            )  # fmt: skip
         except KeyError:
             detail = f"Session {found.session.name!r} has no pair {body.pair}: ask for the next ones."
             raise HTTPException(404, detail) from None
         except ValueError as error:
             raise HTTPException(409, str(error)) from None
         response.status_code = 200 if row <= known else 201
-        return LabelAnswer(label=row)
+        return LabelAnswer(label=row, counts_from=counts_from(found.session))
 
     @app.post("/api/s/{session}/undo")
     def undo(found: Found, body: UndoBody) -> UndoAnswer:
@@ -232,6 +258,11 @@ def create_app(
         """Sets the sentence above the clips; earlier ones are kept as events."""
         found.session.add_event("goal", found.session.where().round, text=" ".join(body.text.split()))
         return found.state()
+
+    @app.post("/api/s/{session}/forget")
+    def forget(found: Found) -> ForgetAnswer:
+        """No label given so far counts any more, as when the goal has changed; they stay on disk."""
+        return ForgetAnswer(until_label=found.session.forget(found.session.where().round))
 
     @app.post("/api/s/{session}/close")
     def close_batch(found: Found) -> State:

@@ -42,6 +42,15 @@ class Pair(BaseModel):
     right: Clip
 
 
+class Labeled(Pair):
+    """A pair with its label."""
+
+    round: int
+    attempt: int
+    choice: Literal["left", "right", "equal", "skip"]
+    strength: Literal["normal", "strong"]
+
+
 class Batch(BaseModel):
     """The unlabeled pairs of the batch that is being labeled, in the order to show them."""
 
@@ -77,6 +86,20 @@ class Return(BaseModel):
     mean: float
 
 
+class Consistency(BaseModel):
+    """How often the person agreed with themselves in the hidden repeats of the newest batch."""
+
+    round: int
+    agreed: int
+    repeats: int
+
+
+class Goal(BaseModel):
+    text: str
+    round: int = Field(description="the round in which it was set")
+    created: float
+
+
 class State(BaseModel):
     """A session as its page shows it; sent over the event stream whenever it changes."""
 
@@ -98,6 +121,7 @@ class State(BaseModel):
     progress: Progress | None
     video: Video | None = Field(description="the newest video of the agent")
     true_returns: list[Return]
+    consistency: Consistency | None = Field(description="null while a batch is being labeled, or without repeats")
 
 
 class Stored(BaseModel):
@@ -118,6 +142,7 @@ class Stored(BaseModel):
     last_label: int
     video: Video | None
     true_returns: list[Return]
+    consistency: Consistency | None
 
 
 class Open:
@@ -163,7 +188,10 @@ class Open:
             waits = stored.phase == "train_reward" and stored.labeled == stored.pairs
             if stored.phase == "label" or (waits and progress is not None and progress.phase == "label"):
                 view = "label"
-        return State(**dict(stored), view=view, running=running, progress=progress)
+        known = dict(stored)
+        if view == "label":
+            known["consistency"] = None
+        return State(**known, view=view, running=running, progress=progress)
 
 
 class Sessions:
@@ -230,7 +258,52 @@ def read_stored(session: Session, resume: str) -> Stored:
         last_label=last_label,
         video=newest_video(session),
         true_returns=[Return(round=r, mean=v) for r, v in sorted(session.true_returns().items())],
+        consistency=read_consistency(session, where),
     )
+
+
+def read_consistency(session: Session, where: store.Where) -> Consistency | None:
+    """Of the newest batch whose labeling is over."""
+    number, attempt = where.round, where.attempt
+    if where.phase == "label":
+        return None
+    if where.phase == "collect":  # this batch is still to come
+        number, attempt = (number, attempt - 1) if attempt else (number - 1, 0)
+    elif where.phase in ("record", "finished"):
+        attempt = 0
+    if not attempt:
+        attempt = max((p.attempt for p in session.pairs(number)), default=0)
+    agreed, repeats = session.consistency(number, attempt)
+    return Consistency(round=number, agreed=agreed, repeats=repeats) if repeats else None
+
+
+def read_recent(session: Session, limit: int) -> list[Labeled]:
+    """The pairs that were labeled last, oldest first, each with its label."""
+    labeled = [p for p in session.pairs() if p.choice is not None]
+    newest = sorted(labeled, key=lambda p: p.label_id or 0)[-limit:]
+    shown = zip(newest, show_pairs(session, newest), strict=True)
+    return [
+        Labeled.model_validate(
+            {**dict(pair), "round": p.round, "attempt": p.attempt, "choice": p.choice, "strength": p.strength}
+        )
+        for p, pair in shown
+    ]
+
+
+def read_goals(session: Session) -> list[Goal]:
+    """All goals, oldest first: the one the session began with, then each change."""
+    first = Goal(text=session.config.goal, round=0, created=float(session.header().get("created") or 0.0))
+    events = session.events("goal")
+    return [first] + [Goal(text=e["payload"]["text"], round=e["round"], created=e["created"]) for e in events]
+
+
+def counts_from(session: Session) -> int:
+    """The round whose training is the first to see a label that is given now."""
+    number = max(session.trained_rounds(), default=store.START) + 1
+    training = ("train_reward", "train_agent")
+    progress = session.progress()
+    begun = progress.get("round") == number and progress.get("phase") in training
+    return number + (begun or any(session.partial(number, phase).exists() for phase in training))
 
 
 def read_progress(session: Session) -> Progress | None:

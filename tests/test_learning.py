@@ -1,0 +1,242 @@
+"""Learning: PPO on the true reward, and the whole loop with a synthetic labeler.
+
+The fast tests take one seed each; with --full, three, of which two at least must do.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+from rlhf_gym import dot, envs, loop, retrain, store
+from rlhf_gym.checkpoints import Snapshot
+from rlhf_gym.config import Config, resolve
+from rlhf_gym.evaluate import evaluate
+from rlhf_gym.labelers import ScoredClip
+from rlhf_gym.monitor import Monitor
+from rlhf_gym.store import START, Session
+
+
+@pytest.fixture(autouse=True)
+def threads_as_before():
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def train_alone(monkeypatch: pytest.MonkeyPatch, *args: object) -> None:
+    """python -m rlhf_gym.train …"""
+    monkeypatch.setattr(sys, "argv", ["rlhf_gym.train", *map(str, args)])
+    retrain.main()
+
+
+def true_return(path: Path, episodes: int = 20) -> float:
+    found = Snapshot.load(path)
+    return evaluate(found.agent, found.config, found.info, 0, episodes)["mean"]
+
+
+def run_loop(data_dir: Path, name: str, env_id: str, **settings) -> Session:
+    """A whole session, in this process, with nobody there."""
+    given = {"env_id": env_id, "labeler": "synthetic", **settings}
+    info = envs.describe(Config(**given))
+    config = resolve(given, info.kind)
+    session = store.create_session(data_dir, name, config)
+    loop.run(session, config, info, Monitor(session, Console(file=io.StringIO())))
+    return session
+
+
+def lengths(session: Session) -> dict[int, float]:
+    """Mean length of an episode after each round."""
+    return {m["round"]: m["value"] for m in session.metrics("eval/mean_length", "record")}
+
+
+def falls(clip: ScoredClip) -> float:
+    """Likes what is over soon."""
+    return float(clip.absorbing.sum())
+
+
+# ---------------------------------------------------------------------------------------------- plain PPO
+
+
+def test_plain_ppo_keeps_the_pole_up(tmp_path, monkeypatch, capsys):
+    out = tmp_path / "agent.pt"
+    env = ("--env-id", "CartPole-v1", "--reward", "env", "--steps", 100_000, "--stop-at", 475)
+    train_alone(monkeypatch, *env, "--out", out)
+    assert true_return(out) >= 475
+    assert 10_000 < Snapshot.load(out).global_step <= 101_000
+    said = capsys.readouterr().out
+    assert "trained" in said
+    assert str(out) in said
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    ("env_id", "steps", "enough"),
+    [("CartPole-v1", 100_000, 475), ("Pendulum-v1", 200_000, -300), ("rlhf_gym/Dot-v0", 100_000, dot.SOLVED_RETURN)],
+)
+def test_plain_ppo_on_three_seeds(env_id, steps, enough, tmp_path, monkeypatch):
+    reached = []
+    for seed in (1, 2, 3):
+        out = tmp_path / f"{seed}.pt"
+        env = ("--env-id", env_id, "--reward", "env", "--steps", steps, "--seed", seed)
+        train_alone(monkeypatch, *env, "--out", out)
+        assert Snapshot.load(out).global_step <= steps * 1.05
+        reached.append(true_return(out, 40))
+    assert sum(r >= enough for r in reached) >= 2, reached
+
+
+# ---------------------------------------------------------------------------------------------- the loop
+
+
+@pytest.fixture(scope="module")
+def stays_up(tmp_path_factory):
+    """CartPole taught to stay up in two rounds of 20 labels."""
+    settings = dict(seed=2, rounds=2, pairs_per_round=20, agent_steps_per_round=20_000)
+    session = run_loop(tmp_path_factory.mktemp("data"), "up-1", "CartPole-v1", **settings)
+    yield session
+    session.close()
+
+
+def test_the_loop_teaches_cartpole_to_stay_up(stays_up):
+    assert lengths(stays_up)[START] < 60
+    assert lengths(stays_up)[1] >= 400
+    assert stays_up.true_returns()[1] >= 400
+    assert len(stays_up.pairs()) == 40
+    assert all(p.choice is not None for p in stays_up.pairs())
+
+
+def test_the_same_loop_teaches_it_to_fall(tmp_path):
+    settings = dict(seed=2, rounds=1, pairs_per_round=20, agent_steps_per_round=10_000)
+    session = run_loop(tmp_path, "fall-1", "CartPole-v1", score=f"{__name__}:falls", **settings)
+    assert lengths(session)[START] > 15
+    assert lengths(session)[0] <= 15
+    session.close()
+
+
+def test_retraining_needs_the_labels_alone_and_changes_nothing(stays_up, tmp_path, monkeypatch, capsys):
+    def files() -> dict[str, bytes]:
+        found = (f for f in stays_up.path.rglob("*") if f.is_file() and f.suffix not in (".db-wal", ".db-shm"))
+        return {str(f): f.read_bytes() for f in found}
+
+    before, out = files(), tmp_path / "agent.pt"
+    where = (stays_up.name, "--data-dir", stays_up.path.parent, "--out", out)
+    train_alone(monkeypatch, *where, "--steps", 20_000, "--seed", 7)
+    assert "train_reward 40 labels" in capsys.readouterr().out
+    assert true_return(out) >= 400
+    assert Snapshot.load(out).reward is not None
+    assert files() == before
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(("score", "up"), [("", True), (f"{__name__}:falls", False)], ids=["stays up", "falls"])
+def test_the_loop_on_three_seeds(score, up, tmp_path):
+    found = []
+    for seed in (1, 2, 3):
+        session = run_loop(
+            tmp_path, f"cartpole-{seed}", "CartPole-v1", seed=seed, rounds=3, pairs_per_round=20, score=score,
+            mistake_rate=0.05,
+        )  # fmt: skip
+        found.append(lengths(session)[2])
+        session.close()
+    assert sum(length >= 400 if up else length <= 15 for length in found) >= 2, found
+
+
+TINY = dict(
+    rounds=2, pairs_per_round=4, clip_seconds=0.5, repeat_fraction=0.25, agent_steps_per_round=200, num_envs=2,
+    num_steps=32, num_minibatches=2, update_epochs=1, ensemble_size=2, reward_steps=5, eval_episodes=1,
+    checkpoint_iterations=2,
+)  # fmt: skip
+ENVIRONMENTS = {
+    "CartPole-v1": {}, "Pendulum-v1": {}, "rlhf_gym/Dot-v0": {}, "Hopper-v5": {}, "LunarLander-v3": {},
+    "ALE/Pong-v5": dict(env_kwargs={"max_num_frames_per_episode": 400}, noop_max=5),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("env_id", list(ENVIRONMENTS))
+def test_two_rounds_on_every_kind_of_environment(env_id, tmp_path):
+    # a score that seldom ties, as Pong's true reward over half a second mostly does
+    score = f"{__name__}:looks"
+    session = run_loop(tmp_path, "one", env_id, **TINY, score=score, **ENVIRONMENTS[env_id])
+    assert session.where().phase == "finished"
+    assert session.trained_rounds() == [START, 0, 1]
+    pairs = session.pairs()
+    assert [p.round for p in pairs] == [0] * 4 + [1] * 4
+    assert sorted(p.kind for p in pairs[4:]) == ["disagreement"] * 2 + ["repeat"] + ["uniform"]
+    assert all(p.choice in ("left", "right") for p in pairs)
+    (repeat,) = (p for p in pairs if p.kind == "repeat")
+    assert {repeat.choice, next(p.choice for p in pairs if p.id == repeat.repeat_of)} == {"left", "right"}
+    assert all((session.path / c.path).exists() and c.sheet is None for c in session.clips().values())
+    agents = [Snapshot.load(session.checkpoint(n)) for n in (START, 0, 1)]
+    assert [a.global_step for a in agents] == [0, 256, 512]
+    assert [a.last_label_id for a in agents] == [0, 4, 8]
+    assert agents[0].reward is None
+    for a, b in ((0, 1), (1, 2)):  # each round moved the agent
+        one, two = agents[a].agent.state_dict(), agents[b].agent.state_dict()
+        assert any(not torch.equal(one[k], two[k]) for k in one if k.startswith("actor"))
+    values = {(m["round"], m["name"]): m["value"] for m in session.metrics()}
+    for name in ("reward/loss", "charts/predicted_reward", "losses/policy_loss", "eval/mean", "eval/score_mean"):
+        assert math.isfinite(values[1, name])
+    assert (1, "reward/prequential_accuracy") in values
+    assert values[1, "labels/consistency"] == 1
+    left = {p.name for p in (session.path / "checkpoints").iterdir()}
+    assert left == {"start.pt", "r000.pt", "r001.pt"}
+    session.close()
+
+
+def looks(clip: ScoredClip) -> float:
+    """A taste that hardly two clips meet equally: what they look like, summed up."""
+    return float(clip.observations.astype(np.float64).sum() + clip.absorbing.sum())
+
+
+@pytest.mark.parametrize("ends", ["absorb", "hide"])
+def test_hidden_ends_go_through_the_loop(ends, tmp_path):
+    session = run_loop(tmp_path, "one", "CartPole-v1", **TINY, score=f"{__name__}:looks", episode_ends=ends)
+    clips = [loop.collect.load_segment(session.path / c.path) for c in session.clips().values()]
+    assert any(s.absorbing.any() for s in clips) == (ends == "absorb")
+    session.close()
+
+
+# ---------------------------------------------------------------------------------------------- mistakes
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        ([], "name a session"),
+        (["--reward", "env"], "--env-id CartPole-v1"),
+        (["nothing-1"], 'No session "nothing-1"'),
+        (["--reward", "env", "--env-id", "CartPol-v1"], "did you mean CartPole-v1"),
+        (["--reward", "env", "--env-id", "CartPole-v1", "--gamma", "1.5"], "--gamma 1.5 is out of range"),
+        (["--reward", "env", "--env-id", "CartPole-v1", "--steps", "-3"], "--steps -3"),
+    ],
+)
+def test_what_cannot_be_trained_is_told_in_one_line(args, says, tmp_path, monkeypatch, capsys):
+    with pytest.raises(SystemExit) as left:
+        train_alone(monkeypatch, *args, "--data-dir", tmp_path)
+    said = capsys.readouterr()
+    assert left.value.code == 1
+    assert says in said.err
+    assert len(said.err.splitlines()) == 1
+    assert said.out == ""
+
+
+def test_retraining_settings_are_checked_too(stays_up, monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        train_alone(monkeypatch, stays_up.name, "--data-dir", stays_up.path.parent, "--ensemble-size", "0")
+    assert "--ensemble-size 0 is out of range" in capsys.readouterr().err
+
+
+def test_a_session_without_a_decided_label_cannot_be_retrained(tmp_path, monkeypatch, capsys):
+    info = envs.describe(Config(env_id="CartPole-v1"))
+    config = resolve({"env_id": "CartPole-v1"}, info.kind)
+    store.create_session(tmp_path, "new-1", config).close()
+    with pytest.raises(SystemExit):
+        train_alone(monkeypatch, "new-1", "--data-dir", tmp_path)
+    assert "'new-1' has no label that says better or worse" in capsys.readouterr().err
