@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from rlhf_gym import config as cfg
-from rlhf_gym import envs, store
+from rlhf_gym import store
+from rlhf_gym.atari import score_regions
 from rlhf_gym.config import Config, UserError
 from rlhf_gym.envs import EnvInfo, Envs
 from rlhf_gym.train import Agent, RewardModel, rollout, seed_from
@@ -49,7 +50,7 @@ def new_agent(info: EnvInfo, config: Config, device: torch.device) -> Agent:
 def new_reward_model(info: EnvInfo, config: Config, device: torch.device, round: int) -> RewardModel:
     torch.manual_seed(seed_from(config.seed, round, PHASE_SEED["train_reward"]))
     model = RewardModel(info, config).to(device)
-    model.regions = envs.score_regions(config)
+    model.regions = score_regions(config)
     return model
 
 

@@ -216,7 +216,7 @@ def run_session(command: Run, args: list[str]) -> int:
         return go_on(command.session, {"env_id": command.env_id, **given}, command.access, data_dir)
     info = envs.describe(validate_each(Config(**{"env_id": command.env_id, **given})))
     config = resolve({"env_id": command.env_id, **given}, info.kind)
-    check(config)
+    check(config, info)
     server = start_server(data_dir, command.access) if config.labeler == "human" else None
     name = command.session or store.new_name(data_dir, command.env_id)
     session = store.create_session(
@@ -236,8 +236,8 @@ def go_on(name: str, given: dict[str, Any], access: Access, data_dir: Path) -> i
 
     session = open_session(data_dir, name)
     config, changes = changed(session.config, given)
-    check(config)
     info = envs.describe(config)
+    check(config, info)
     if session.running():
         with session.lock():  # says who runs it
             pass
@@ -267,10 +267,14 @@ def open_session(data_dir: Path, name: str) -> Session:
     return session
 
 
-def check(config: Config) -> None:
-    """What can be known to go wrong before a round's work: the score function, rendering."""
+def check(config: Config, info: EnvInfo) -> None:
+    """What can be known to go wrong before a round's work: the score function, the device, rendering."""
     from rlhf_gym import envs, labelers
 
+    if config.device in ("cuda", "mps"):
+        from rlhf_gym.checkpoints import pick_device  # torch
+
+        pick_device(config, info)
     labelers.load_score(config.score)
     if config.labeler == "human" or config.render:
         envs.require_render(config)
@@ -302,13 +306,17 @@ def run_loop(session: Session, config: Config, info: EnvInfo, server: Server | N
 
 
 def data_dir_flag(session: Session) -> str:
-    return "" if session.path.parent == Path("data") else f" --data-dir {session.path.parent}"
+    data_dir = str(session.path.parent)
+    shown = f'"{data_dir}"' if " " in data_dir else data_dir
+    return "" if data_dir == "data" else f" --data-dir {shown}"
 
 
 def start_server(data_dir: Path, access: Access) -> Server:
     """Serves the pages from a thread; before anything is written, as an address may be taken."""
     from webui.server import Server
 
+    if not 0 <= access.port <= 65535:  # Linux takes the rest modulo 65536
+        raise UserError(f"--port {access.port} is out of range: give a value from 1 to 65535, or none.")
     server = Server(data_dir, host=access.host, port=access.port or None)
     server.start()
     return server

@@ -8,10 +8,7 @@ Nothing here imports torch; emulators and simulators are loaded when an environm
 from __future__ import annotations
 
 import ctypes
-import difflib
-import importlib
 import logging
-import math
 import os
 import sys
 from dataclasses import dataclass
@@ -21,44 +18,15 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
+from rlhf_gym.atari import AtariOne, AtariVector, is_atari
 from rlhf_gym.config import Config, UserError
+from rlhf_gym.spec import EnvInfo, find_spec, said
 
-DOT_ID = "rlhf_gym/Dot-v0"
 SMALLEST_IMAGE = 36  # pixels: what Christiano's CNN (7-5-3-3 kernels, strides 3-2-1-1) needs
 DEFAULT_FPS = 30.0
 EGL_REMEDY = ". On Debian: apt install libegl1 libgl1-mesa-dri, and leave MUJOCO_GL unset."
-ATARI_FPS = 60  # emulator frames a second (NTSC)
-ATARI_MAX_FRAMES = 108_000  # half an hour of play, as ALE's v5 ids register it
 # Their reset keeps the Box2D world, which remembers: 14 of 25 BipedalWalker episodes differed from fresh ones.
 WORLDS_THAT_REMEMBER = ("gymnasium.envs.box2d.bipedal_walker", "gymnasium.envs.box2d.car_racing")
-# What --env-kwargs may hold for Atari: the arguments of AtariEnv that AtariVectorEnv has too.
-ATARI_KWARGS = ("frameskip", "repeat_action_probability", "full_action_space", "max_num_frames_per_episode")
-
-# (top, bottom, left, right), ends excluded, of the score in an 84x84 observation: found by looking at frames.
-SCORE_REGIONS: dict[str, list[tuple[int, int, int, int]]] = {
-    "ALE/Pong-v5": [(0, 9, 0, 84)],
-    "ALE/Breakout-v5": [(0, 6, 0, 84)],  # lives and player stand in the same rows
-    "ALE/DonkeyKong-v5": [(0, 6, 0, 84)],  # Donkey Kong's head begins in row 6
-}
-
-
-@dataclass(frozen=True)
-class EnvInfo:
-    kind: str
-    """A key of config.PRESETS: classic, classic-continuous, box2d, mujoco, atari or pixels."""
-    obs_shape: tuple[int, ...]
-    """What the agent sees: (D,) float32, or (stack, H, W) uint8 if `image`."""
-    image: bool
-    num_actions: int | None
-    """None if actions are continuous."""
-    action_shape: tuple[int, ...]
-    """() for discrete actions, (A,) for continuous ones."""
-    action_low: tuple[float, ...] | None
-    action_high: tuple[float, ...] | None
-    fps: float
-    """Agent steps in a second of play."""
-    max_episode_steps: int | None
-    """Agent steps after which an episode is truncated; None if it may last for ever."""
 
 
 @dataclass
@@ -335,7 +303,7 @@ class GymEnv:
             try:
                 raw, _ = self._env.reset(seed=seed)
             except Exception as error:
-                raise UserError(f"{self.id} failed at its first reset(seed={seed}): {_said(error)}") from error
+                raise UserError(f"{self.id} failed at its first reset(seed={seed}): {said(error)}") from error
             self._reset_before = True
         if self._stack is None:
             return self._vector(raw)
@@ -381,7 +349,7 @@ class GymEnv:
             frame = self._env.render()
         except Exception as error:
             remedy = EGL_REMEDY if renderer is not None else ""
-            raise UserError(f"{self.id} cannot render a frame: {_said(error)}{remedy}") from error
+            raise UserError(f"{self.id} cannot render a frame: {said(error)}{remedy}") from error
         if not (isinstance(frame, np.ndarray) and frame.ndim == 3 and frame.shape[2] == 3 and frame.dtype == np.uint8):
             what = getattr(frame, "shape", type(frame).__name__)
             raise UserError(f"{self.id} renders {what}: its rgb_array must be a (H, W, 3) array of uint8.")
@@ -423,44 +391,11 @@ def make_gym(config: Config, render: bool) -> gymnasium.Env[Any, Any]:
         # a MUJOCO_GL that the user set and the machine has not fails in `import mujoco`, as one of these
         gl = isinstance(error, AttributeError | RuntimeError) and "mujoco" in str(spec.entry_point)
         remedy = f" (MUJOCO_GL is {os.environ.get('MUJOCO_GL')!r}){EGL_REMEDY}" if gl else ""
-        raise UserError(f"{config.env_id} could not be made{given}: {_said(error)}{remedy}") from error
+        raise UserError(f"{config.env_id} could not be made{given}: {said(error)}{remedy}") from error
     if render and "rgb_array" not in (env.metadata.get("render_modes") or ()):
         env.close()
         raise UserError(_unseen(config.env_id))
     return env
-
-
-def find_spec(env_id: str) -> gymnasium.envs.registration.EnvSpec:
-    """The registered environment of that name, importing the module before a colon, our own, or ALE's."""
-    gymnasium.logger.min_level = gymnasium.logger.ERROR  # it warns about versions, dtypes and render modes
-    module, _, name = env_id.rpartition(":")
-    if name == DOT_ID:
-        module = "rlhf_gym.dot"
-    if module:
-        if os.getcwd() not in sys.path and "" not in sys.path:
-            sys.path.insert(0, os.getcwd())  # a console script has its own folder there, not the user's
-        try:
-            importlib.import_module(module)
-        except Exception as error:
-            raise UserError(
-                f"{env_id} needs the module {module!r}, which cannot be imported from {os.getcwd()}: {_said(error)}"
-            ) from error
-    try:
-        return gymnasium.spec(name)
-    except gymnasium.error.Error:
-        near = difflib.get_close_matches(name, _known_ids(), n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(near)}?" if near else "write it like CartPole-v1 or my_module:MyEnv-v0."
-        raise UserError(f"There is no environment {env_id!r}: {hint}") from None
-
-
-def _known_ids() -> list[str]:
-    try:
-        import ale_py  # importing it registers its games
-
-        gymnasium.register_envs(ale_py)
-    except ImportError:
-        pass  # then Atari's names are not on offer
-    return sorted({*gymnasium.registry, DOT_ID})
 
 
 def headless() -> None:
@@ -505,8 +440,8 @@ def gray(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
 def _missing(env_id: str, spec: gymnasium.envs.registration.EnvSpec, error: Exception) -> str:
     for extra, module in (("box2d", "gymnasium.envs.box2d"), ("mujoco", "gymnasium.envs.mujoco")):
         if str(spec.entry_point).startswith(module):
-            return f'{env_id} needs a package that is not installed: pip install "rlhf-gym[{extra}]" ({_said(error)})'
-    return f"{env_id} needs a package that cannot be imported: {_said(error)}"
+            return f'{env_id} needs a package that is not installed: pip install "rlhf-gym[{extra}]" ({said(error)})'
+    return f"{env_id} needs a package that cannot be imported: {said(error)}"
 
 
 def _unseen(env_id: str) -> str:
@@ -514,206 +449,3 @@ def _unseen(env_id: str) -> str:
         f"{env_id} has no rgb_array among its render_modes, so nobody could see its clips: "
         "add it to the environment's metadata and its render()."
     )
-
-
-def _said(error: BaseException) -> str:
-    """The error as half a line: its type, and the first line of its text."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
-
-
-# --- Atari ------------------------------------------------------------------------------------------------------
-
-
-def is_atari(config: Config) -> bool:
-    return config.env_id.startswith("ALE/")
-
-
-def atari_settings(config: Config, num_envs: int) -> dict[str, Any]:
-    """The arguments of ale_py's AtariVectorEnv.
-
-    Raises:
-        UserError: unknown game, ale_py missing, or something in --env-kwargs that AtariVectorEnv cannot do.
-    """
-    try:
-        import ale_py
-
-        gymnasium.register_envs(ale_py)
-    except ImportError as error:
-        raise UserError(
-            f"{config.env_id} needs ale-py, which is not installed: pip install ale-py ({_said(error)})"
-        ) from error
-    spec = find_spec(config.env_id)
-    for name in config.env_kwargs:
-        if name not in ATARI_KWARGS:
-            raise UserError(
-                f"--env-kwargs {name} does not work with {config.env_id}: ALE's vector environment knows only "
-                f"{', '.join(ATARI_KWARGS)}."
-            )
-    given = {
-        "frameskip": config.frameskip,
-        "repeat_action_probability": config.repeat_action_probability,
-        "full_action_space": False,
-        "max_num_frames_per_episode": spec.kwargs.get("max_num_frames_per_episode") or ATARI_MAX_FRAMES,
-        **config.env_kwargs,
-    }
-    return dict(
-        given,
-        game=spec.kwargs["game"],
-        num_envs=num_envs,
-        num_threads=min(num_envs, 2 * (os.cpu_count() or 1)),  # BASELINES.md; ale_py 0.12 caps it at the cores
-        stack_num=config.frame_stack,
-        img_height=config.image_size,
-        img_width=config.image_size,
-        noop_max=config.noop_max,
-        reward_clipping=False,  # it clips by default
-        episodic_life=False,  # it would reset the whole game at each lost life
-        # NEXT_STEP resets an ended episode only if we do not do it ourselves first, with a seed, and we always do.
-        # SAME_STEP would reset it without a seed, at once, and report the reset's lives and frame number.
-        autoreset_mode=gymnasium.vector.AutoresetMode.NEXT_STEP,
-    )
-
-
-class AtariVector:
-    """N Atari games in ale_py's threads."""
-
-    def __init__(self, config: Config, num_envs: int) -> None:
-        self.settings = settings = atari_settings(config, num_envs)
-        import ale_py
-        from ale_py.vector_env import AtariVectorEnv
-
-        ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)  # else it prints a banner
-        try:
-            self.vector: Any = AtariVectorEnv(**settings)
-        except Exception as error:
-            given = f" with --env-kwargs {config.env_kwargs}" if config.env_kwargs else ""
-            raise UserError(f"{config.env_id} could not be made{given}: {_said(error)}") from error
-        frameskip, frames = settings["frameskip"], settings["max_num_frames_per_episode"]
-        self.info = EnvInfo(
-            kind="atari",
-            obs_shape=(config.frame_stack, config.image_size, config.image_size),
-            image=True,
-            num_actions=len(self.vector.ale.get_action_set()),
-            action_shape=(),
-            action_low=None,
-            action_high=None,
-            fps=ATARI_FPS / frameskip,
-            max_episode_steps=math.ceil(frames / frameskip),
-        )
-
-    # The arrays that ale_py returns are new each time (its buffers are released to numpy), so they are not copied.
-
-    def reset(self, seeds: np.ndarray) -> np.ndarray:
-        return self.vector.reset(seed=seeds)[0]
-
-    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, list[dict[str, Any]]]:
-        obs, rewards, terminated, truncated, info = self.vector.step(np.asarray(actions, np.int64))
-        names = ("lives", "episode_frame_number")
-        infos = [dict(zip(names, v, strict=True)) for v in zip(*(info[k].tolist() for k in names), strict=True)]
-        return obs, rewards.astype(np.float32), terminated, truncated, infos
-
-    def restart(self, obs: np.ndarray, ended: np.ndarray, seeds: np.ndarray) -> np.ndarray:
-        return self.vector.reset(seed=seeds[ended], options={"reset_mask": ended})[0]
-
-    def close(self) -> None:
-        self.vector.close()
-
-
-class AtariOne:
-    """One Atari game, and with it a plain emulator in lock-step that has what the other lacks: colours and memory."""
-
-    def __init__(self, config: Config, render: bool) -> None:
-        self._atari, self._render = AtariVector(config, 1), render
-        self.info, settings = self._atari.info, self._atari.settings
-        import ale_py
-        from ale_py import roms
-
-        rom = roms.get_rom_path(settings["game"])
-        assert rom is not None  # AtariVector has loaded it
-        self._rom = rom
-        self._ale = ale_py.ALEInterface()
-        self._ale.setFloat("repeat_action_probability", settings["repeat_action_probability"])
-        self._ale.loadROM(self._rom)
-        full = settings["full_action_space"]
-        self._actions = self._ale.getLegalActionSet() if full else self._ale.getMinimalActionSet()
-        self._screens: list[np.ndarray] = []  # the last two, (210, 160, 3)
-
-    def native(self, actions: np.ndarray) -> list[int]:
-        return [int(a) for a in actions]
-
-    def reset(self, seed: int) -> np.ndarray:
-        """Plays the emulator's beginning as ALE's preprocessed_env.cpp does: FIRE if there is one, then no-ops."""
-        import ale_py
-
-        obs, info = self._atari.vector.reset(seed=np.array([seed]))
-        self._ale.setInt("random_seed", seed)
-        self._ale.loadROM(self._rom)
-        self._ale.reset_game()
-        if ale_py.Action.FIRE in self._actions:
-            self._ale.act(ale_py.Action.FIRE)
-        target = int(info["frame_number"][0])
-        while self._ale.getFrameNumber() < target:
-            self._ale.act(ale_py.Action.NOOP)
-            if self._ale.game_over():
-                self._ale.reset_game()
-        self._check(info)
-        self._screens = [self._ale.getScreenRGB()] if self._render else []
-        return obs[0]
-
-    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        obs, rewards, terminated, truncated, info = self._atari.vector.step(np.array([action], np.int64))
-        target, reward = int(info["frame_number"][0]), 0
-        while self._ale.getFrameNumber() < target:
-            reward += self._ale.act(self._actions[action])
-            if self._render and self._ale.getFrameNumber() >= target - 1:
-                self._screens = [*self._screens[-1:], self._ale.getScreenRGB()]
-        assert reward == rewards[0], (reward, rewards[0])
-        self._check(info)
-        return obs[0], float(reward), bool(terminated[0]), bool(truncated[0]), {
-            "lives": int(info["lives"][0]),
-            "episode_frame_number": int(info["episode_frame_number"][0]),
-            "ram": self._ale.getRAM().copy(),
-        }  # fmt: skip
-
-    def _check(self, info: dict[str, Any]) -> None:
-        for name, mine in (
-            ("frame_number", self._ale.getFrameNumber()),
-            ("episode_frame_number", self._ale.getEpisodeFrameNumber()),
-            ("lives", self._ale.lives()),
-        ):
-            assert mine == info[name][0], f"the emulators went apart: {name} {mine}, {info[name][0]}"
-
-    def frame(self) -> np.ndarray:
-        # Games draw sprites on alternate frames; like the agent's view, the lighter of the last two shows them all.
-        return np.maximum(self._screens[0], self._screens[-1])
-
-    def close(self) -> None:
-        self._atari.close()
-
-
-# --- the score, hidden from the reward model --------------------------------------------------------------------
-
-
-def score_regions(config: Config) -> list[tuple[int, int, int, int]]:
-    """(top, bottom, left, right) of what shows the score, in pixels of the observation, ends excluded.
-
-    Empty if it is not an Atari game whose regions we know, or if the settings say not to mask.
-    """
-    if not (config.mask_score and is_atari(config)):
-        return []
-    regions = SCORE_REGIONS.get(config.env_id, [])
-    scale = config.image_size / 84
-    return [
-        (math.floor(t * scale), math.ceil(b * scale), math.floor(lft * scale), math.ceil(r * scale))
-        for t, b, lft, r in regions
-    ]
-
-
-def mask(obs: np.ndarray, regions: list[tuple[int, int, int, int]]) -> np.ndarray:
-    """A copy of (..., H, W) images, black in `regions`; `obs` itself if there are none."""
-    if not regions:
-        return obs
-    obs = obs.clone() if hasattr(obs, "clone") else obs.copy()  # a torch tensor, without importing torch
-    for top, bottom, left, right in regions:
-        obs[..., top:bottom, left:right] = 0
-    return obs

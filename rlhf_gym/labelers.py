@@ -55,6 +55,8 @@ def load_score(name: str) -> Score:
     """The score function MODULE:FUNCTION, the current directory included in the search; "" is the true return."""
     if not name:
         return true_return
+    if ":" not in name:
+        raise UserError(f"--score {name!r} is not MODULE:FUNCTION, e.g. my_scores:upright.")
     module_name, _, function_name = name.partition(":")
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.insert(0, here)

@@ -26,6 +26,9 @@ from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
 from rlhf_gym import config as cfg
 from rlhf_gym.config import Config, UserError
+from rlhf_gym.tables import Clip as Clip
+from rlhf_gym.tables import Pair as Pair
+from rlhf_gym.tables import clip_table, event_table, label_table, metric_table, pair_table, tables
 
 START = -1  # the round number of the untrained agent; its checkpoint is start.pt
 CHOICES = ("left", "right", "equal", "skip")
@@ -34,111 +37,6 @@ PHASES = ("collect", "label", "train_reward", "train_agent", "record", "finished
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 MAX_LABEL_ID_CHARS = 64
 MIRRORED = {"left": "right", "right": "left", "equal": "equal"}  # what a repeat, its sides swapped, should say
-
-# ---------------------------------------------------------------------------------------------- the tables
-
-tables = sa.MetaData()
-
-clip_table = sa.Table(
-    "clip", tables,
-    sa.Column("id", sa.Integer, primary_key=True),
-    sa.Column("round", sa.Integer, nullable=False, index=True),
-    sa.Column("attempt", sa.Integer, nullable=False),
-    sa.Column("path", sa.String, nullable=False, unique=True),  # .npz, relative to the session
-    sa.Column("sheet", sa.String),  # sprite sheet (.png), relative; NULL where nothing was rendered
-    sa.Column("frame_width", sa.Integer), sa.Column("frame_height", sa.Integer),
-    sa.Column("columns", sa.Integer), sa.Column("frames", sa.Integer),
-    sa.Column("fps", sa.Float, nullable=False),  # of the sheet's frames
-    sa.Column("steps", sa.Integer, nullable=False),
-    sa.Column("ended_frame", sa.Integer),  # first frame that shows an ended episode; NULL if it goes on
-    sa.Column("seed", sa.Integer, nullable=False), sa.Column("start", sa.Integer, nullable=False),
-    sa.Column("true_return", sa.Float),
-)  # fmt: skip
-
-pair_table = sa.Table(
-    "pair", tables,
-    sa.Column("id", sa.Integer, primary_key=True),
-    sa.Column("round", sa.Integer, nullable=False, index=True),
-    sa.Column("attempt", sa.Integer, nullable=False),
-    sa.Column("position", sa.Integer, nullable=False),
-    sa.Column("left_clip", sa.ForeignKey("clip.id"), nullable=False),
-    sa.Column("right_clip", sa.ForeignKey("clip.id"), nullable=False),
-    sa.Column("kind", sa.String, nullable=False),  # uniform, disagreement, repeat
-    sa.Column("repeat_of", sa.ForeignKey("pair.id")),
-    sa.Column("p_left", sa.Float),  # what the reward model said before the label: P(left is better)
-    sa.Column("disagreement", sa.Float),
-    sa.UniqueConstraint("round", "attempt", "position"),
-)  # fmt: skip
-
-label_table = sa.Table(
-    "label", tables,
-    sa.Column("id", sa.Integer, primary_key=True),  # the newest row of a pair is its current label
-    sa.Column("uid", sa.String, nullable=False, unique=True),  # made by the client, so that a retry counts once
-    sa.Column("pair", sa.ForeignKey("pair.id"), nullable=False, index=True),
-    sa.Column("choice", sa.String),  # NULL: taken back
-    sa.Column("strength", sa.String, nullable=False, server_default="normal"),
-    sa.Column("labeler", sa.String, nullable=False),
-    sa.Column("response_ms", sa.Integer),
-    sa.Column("replays", sa.Integer), sa.Column("pauses", sa.Integer),
-    sa.Column("hidden_ms", sa.Integer),  # of the response time: how long the page was not to be seen
-    sa.Column("created", sa.Float, nullable=False),
-    sqlite_autoincrement=True,
-)  # fmt: skip
-
-event_table = sa.Table(
-    "event", tables,
-    sa.Column("id", sa.Integer, primary_key=True),
-    sa.Column("kind", sa.String, nullable=False),  # close, goal, settings, stop …
-    sa.Column("round", sa.Integer, nullable=False),
-    sa.Column("payload", sa.JSON, nullable=False),
-    sa.Column("created", sa.Float, nullable=False),
-    sqlite_autoincrement=True,
-)  # fmt: skip
-
-metric_table = sa.Table(
-    "metric", tables,
-    sa.Column("round", sa.Integer, primary_key=True),
-    sa.Column("phase", sa.String, primary_key=True),
-    sa.Column("step", sa.Integer, primary_key=True),
-    sa.Column("name", sa.String, primary_key=True),
-    sa.Column("value", sa.Float, nullable=False),
-)  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Clip:
-    id: int
-    round: int
-    attempt: int
-    path: str
-    sheet: str | None
-    frame_width: int | None
-    frame_height: int | None
-    columns: int | None
-    frames: int | None
-    fps: float
-    steps: int
-    ended_frame: int | None
-    seed: int
-    start: int
-    true_return: float | None
-
-
-@dataclass(frozen=True)
-class Pair:
-    id: int
-    round: int
-    attempt: int
-    position: int
-    left_clip: int
-    right_clip: int
-    kind: str
-    repeat_of: int | None
-    p_left: float | None
-    disagreement: float | None
-    choice: str | None = None  # the current label, if any
-    strength: str = "normal"
-    label_id: int | None = None
 
 
 @dataclass(frozen=True)
@@ -348,7 +246,8 @@ class Session:
         watched = dict(response_ms=response_ms, replays=replays, pauses=pauses, hidden_ms=hidden_ms)
         for name, value in watched.items():
             if value is not None and not 0 <= value < 2**31:
-                raise ValueError(f"{name} {value} is out of range: use 0 to {2**31 - 1}.")
+                said = name.replace("_ms", " time")
+                raise ValueError(f"A {said} of {value} is out of range: use 0 to {2**31 - 1}.")
         with self.write() as db:
             old = db.execute(sa.select(label_table).where(label_table.c.uid == uid)).one_or_none()
             if old is not None:
@@ -632,7 +531,7 @@ def new_name(data_dir: Path, env_id: str) -> str:
     """cartpole-1, cartpole-2, …: the first number that is free."""
     base = re.sub(r"-v\d+$", "", env_id.rsplit("/", 1)[-1].rsplit(":", 1)[-1]).lower()
     base = re.sub(r"[^a-z0-9]+", "-", base).strip("-")[:40] or "session"
-    taken = {p.name for p in data_dir.iterdir()} if data_dir.exists() else set()
+    taken = {p.name for p in data_dir.iterdir()} if data_dir.is_dir() else set()
     return next(name for n in range(1, len(taken) + 2) if (name := f"{base}-{n}") not in taken)
 
 

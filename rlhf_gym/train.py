@@ -342,6 +342,7 @@ def train_reward(
         rows = torch.arange(len(labels.actions)).split(256 if model.image else 8192)
         raw = [model(obs.to(device), actions.to(device)) for obs, actions in map(labels.rows, rows)]
         model.fit_scale(torch.cat(raw, 1), int(labels.ended.sum()), config.gamma)
+        model.scale *= (weight * (target != 0.5)).sum(1) > 0  # a member that saw no decided pair knows nothing
         chunks = torch.arange(count).split(64)
         logits = torch.cat([pair_logits(model, labels, chunk, device) for chunk in chunks], 1)
     return reward_metrics(logits, target, weight, config.assumed_mistake_rate)
@@ -444,7 +445,7 @@ def ppo_loss(
     log_ratio = new_log_prob - mb["log_probs"]
     ratio = log_ratio.exp()
     advantages = mb["advantages"]
-    if config.norm_adv:
+    if config.norm_adv and len(advantages) > 1:  # one alone has no spread
         advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
     unclipped, clipped = -advantages * ratio, -advantages * ratio.clamp(1 - config.clip_coef, 1 + config.clip_coef)
     pg_loss = torch.max(unclipped, clipped).mean()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from rlhf_gym import checkpoints, envs
+from rlhf_gym import atari, checkpoints, envs
 from rlhf_gym.checkpoints import Snapshot
 from rlhf_gym.config import Config, UserError
 
@@ -48,7 +48,7 @@ def test_a_snapshot_comes_back_whole(name, tmp_path):
     assert isinstance(found.info.obs_shape, tuple)
     assert same(found.agent, agent)
     assert same(found.reward, reward)
-    assert found.reward.regions == envs.score_regions(config)
+    assert found.reward.regions == atari.score_regions(config)
     assert bool(found.reward.regions) == (name == "atari")
     assert not found.reward.training
     obs = np.zeros((2, *info.obs_shape), np.uint8 if info.image else np.float32)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 import pytest
 import torch
@@ -139,10 +137,3 @@ def test_labels_of_a_session(session):
     assert before.target.tolist() == found.target.tolist()
     assert torch.equal(before.weight, found.weight)
     assert torch.equal(before.obs, found.obs)
-
-
-def test_hidden_resets_and_vectors_of_bytes_keep_their_types():
-    bytes_vector = dataclasses.replace(segment(3), observations=np.arange(6, dtype=np.uint8).reshape(3, 2))
-    labels = Labels([pair(1, 1, 1)], {1: bytes_vector}, double, seed=1, members=1)
-    obs, _ = labels.rows(torch.tensor([2]))
-    assert obs.tolist() == [[4, 5]]

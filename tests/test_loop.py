@@ -328,22 +328,26 @@ def test_a_kill_from_outside(tmp_path: Path, phase: str) -> None:
     same_session(tmp_path / "straight", tmp_path / "struck")
 
 
+SMALL = ("--reward-steps", "210", "--reward-batch-pairs", "1", "--clip-seconds", "0.5")
+
+
 @pytest.mark.full
 @pytest.mark.parametrize(
     ("env_id", "settings"),
     [
         ("Pendulum-v1", ()),
-        ("rlhf_gym/Dot-v0", ("--reward-steps", "210", "--clip-seconds", "1")),
-        ("ALE/Pong-v5", ("--reward-steps", "210", "--clip-seconds", "1")),
+        ("rlhf_gym/Dot-v0", SMALL),
+        ("ALE/Pong-v5", (*SMALL, "--eval-episodes", "1")),
         ("CartPole-v1", ("--episode-ends", "hide")),
-        ("CartPole-v1", ("--pixels", "--reward-steps", "20")),
     ],
-    ids=["continuous", "pixels", "atari", "hide", "rendered"],
+    ids=["continuous", "pixels", "atari", "hide"],
 )
 def test_every_kind_of_environment_survives_a_kill(tmp_path: Path, env_id: str, settings: tuple[str, ...]) -> None:
     names = ("straight", "killed")
     for name in names:
         (tmp_path / name).mkdir()
+        (tmp_path / name / "scores.py").write_text("def bright(clip):\n    return clip.observations[:, -1].sum()\n")
+    settings += ("--score", "scores:bright")
     assert run(tmp_path / "straight", *settings, env_id=env_id).status == 0
     assert run(tmp_path / "killed", *settings, env_id=env_id, kill=Kill("rlhf_gym.train:update", 7)).status == -9
     assert command("resume", "one", cwd=tmp_path / "killed", kill=Kill("rlhf_gym.evaluate:evaluate", 1)).status == -9

@@ -182,6 +182,19 @@ def test_the_loss_weighs_pairs_by_member_and_a_held_out_pair_teaches_nothing():
         assert not torch.equal(after[name][0], before[name][0])
         assert torch.equal(after[name][1], before[name][1])
     assert {"reward/held_out_loss", "reward/loss"} <= set(metrics)
+    assert (model.scale > 0).tolist() == [True, False]  # and one that saw nothing has no say
+
+
+def test_a_member_that_saw_ties_alone_has_no_say():
+    labels = random_labels(8, members=2)
+    labels.target[4:] = 0.5
+    labels.weight = torch.ones(2, 8)
+    labels.weight[1, :4] = 0.0
+    config = Config(ensemble_size=2, reward_steps=5)
+    model = RewardModel(VECTOR, config)
+    train.train_reward(model, labels, config, CPU)
+    assert (model.scale > 0).tolist() == [True, False]
+    assert model.reward(torch.randn(5, 4), torch.zeros(5)).std() > 0
 
 
 def test_reward_metrics_by_hand():
@@ -637,6 +650,10 @@ def test_ppo_loss_by_hand():
     assert float(stats["losses/policy_loss"]) == pytest.approx(
         np.maximum(-a * r, -a * r.clip(0.8, 1.2)).mean(), rel=1e-4
     )
+
+    alone = Said([0.5], [0.2], [1.0])  # an advantage alone has no spread to divide by
+    loss, _ = train.ppo_loss(alone, {k: v[:1] for k, v in mb.items()}, dataclasses.replace(config, norm_adv=True))
+    assert loss.isfinite()
 
     loss, stats = train.ppo_loss(agent, mb, config, value_only=True)
     assert set(stats) == {"losses/value_loss"}

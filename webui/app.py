@@ -24,9 +24,21 @@ from rlhf_gym.config import MAX_GOAL_CHARS, UserError
 from webui import charts
 from webui.security import Guard
 from webui.state import (
-    Batch, Goal, Labeled, Open, Pair, Sessions, State, counts_from, read_batch, read_goals, read_recent, sheet_path,
-    sheet_version, show_pairs,
-)  # fmt: skip
+    Batch,
+    Goal,
+    Labeled,
+    Open,
+    Pair,
+    Sessions,
+    State,
+    counts_from,
+    read_batch,
+    read_goals,
+    read_recent,
+    sheet_path,
+    sheet_version,
+    show_pairs,
+)
 
 HERE = Path(__file__).parent
 POLL_SECONDS = 0.25

@@ -1,6 +1,7 @@
-// The goal sentence: click to change it, Enter keeps the change, Escape does not.
+// The goal sentence: click to change it, Enter keeps the change, Escape does not. Earlier goals are offered again;
+// after a change the page asks once whether the labels so far still count.
 
-import { post } from "./outbox.js";
+import { getJson, post } from "./outbox.js";
 
 const EMPTY = "What should the agent do? Write a goal";
 
@@ -9,9 +10,13 @@ export class Goal {
   #input = document.getElementById("goal-input");
   #text = "";
   #pending = null; // sent, but not yet told back by the server
+  #base;
+  #ask = document.getElementById("goal-ask");
+  #labels = false; // whether there are any that might not count
 
   /** say.toast(text) reports a change that was not kept. */
   constructor(base, say) {
+    this.#base = base;
     this.#button.addEventListener("click", () => this.#edit());
     this.#input.addEventListener("keydown", (event) => {
       if (event.key === "Escape") this.#input.value = this.#text;
@@ -28,13 +33,30 @@ export class Goal {
       this.#paint(text);
       const { status, answer } = await post(`${base}/goal`, { text });
       this.#pending = null;
-      if (status >= 200 && status < 300) return;
+      if (status >= 200 && status < 300) {
+        this.#ask.hidden = !this.#labels;
+        return;
+      }
       this.#paint(before);
       say.toast(answer?.detail ?? "The goal was not saved: the server is gone. Try again when it is back.");
     });
+    this.#ask.addEventListener("click", async (event) => {
+      const answer = event.target.closest("button")?.dataset.count;
+      if (!answer) return;
+      if (answer === "no") {
+        const { status, answer: problem } = await post(`${base}/forget`, {});
+        if (status === 0 || status >= 300) {
+          say.toast(problem?.detail ?? "The server did not answer: try again.");
+          return;
+        }
+        say.toast("The labels so far no longer count. What you say from now on does.");
+      }
+      this.#ask.hidden = true;
+    });
   }
 
-  show(text) {
+  show(text, labels) {
+    this.#labels = labels;
     if (this.#pending === null && this.#input.hidden) this.#paint(text);
   }
 
@@ -50,5 +72,14 @@ export class Goal {
     this.#button.hidden = true;
     this.#input.focus();
     this.#input.select();
+    this.#history();
+  }
+
+  /** The browser offers what was there before while one types. */
+  async #history() {
+    const goals = (await getJson(`${this.#base}/goals`)) ?? [];
+    const texts = [...new Set(goals.map((goal) => goal.text))].filter((text) => text && text !== this.#text);
+    const options = texts.reverse().map((value) => Object.assign(document.createElement("option"), { value }));
+    document.getElementById("goals").replaceChildren(...options);
   }
 }

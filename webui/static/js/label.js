@@ -1,9 +1,11 @@
 // Labeling: the queue of pairs, choosing, taking back. What is on screen never waits for the server.
 
-import { Outbox } from "./outbox.js";
+import { Outbox, getJson } from "./outbox.js";
 import { Player } from "./player.js";
 import { Sheets } from "./sheets.js";
+import { SAID, Strip } from "./strip.js";
 import { fit } from "./layout.js";
+import { swipes } from "./swipe.js";
 import { duration, median } from "./format.js";
 
 const SETTLE_MS = 150; // a pair that has only just appeared cannot have been judged
@@ -12,7 +14,10 @@ const FETCH = 100; // pairs asked for at once: only where their sheets lie, no p
 const PACE_OVER = 10; // the pace is the median over that many labels
 const AGAIN_MS = 1000;
 const SPEEDS = { quarter: 0.25, half: 0.5, full: 1 };
-const SAID = { left: "Left better", right: "Right better", equal: "Equal", skip: "Can’t tell" };
+const SWIPES = {
+  beside: { left: "left", right: "right", up: "equal", down: "skip" },
+  stacked: { up: "left", down: "right", right: "equal", left: "skip" },
+};
 
 export class Labeling {
   #base;
@@ -33,6 +38,9 @@ export class Labeling {
   #more = false; // whether the server has further pairs of this batch
   #loading = 0;
   #pace = [];
+  #strip;
+  #changing = null; // the entry of the strip that is judged anew
+  #hidden = { since: null, passed: 0 }; // ms that the pair on screen was not to be seen
 
   /** say: { toast(text), speak(text), trouble(count, sentence), count(text, share) }. */
   constructor(base, state, say) {
@@ -47,7 +55,10 @@ export class Labeling {
       this.#figures.map((figure) => figure.querySelector("canvas")),
       (frame, ended) => this.#drawn(frame, ended),
     );
+    this.#strip = new Strip(base, (entry) => this.#revisit(entry));
     this.#buttons();
+    this.#touch();
+    document.addEventListener("visibilitychange", () => this.#seenOrNot());
     new ResizeObserver(() => this.#fit()).observe(this.#stage);
     this.outbox.kick();
   }
@@ -77,6 +88,7 @@ export class Labeling {
     this.#batch = batch;
     this.#queue = [];
     this.#history = [];
+    this.#change(null);
     this.#loading += 1;
     this.#blank("");
   }
@@ -110,6 +122,8 @@ export class Labeling {
       this.#labeled = answer.labeled + answer.pairs.length - fresh.length;
       const current = fresh.find((pair) => pair.id === this.#shown?.id);
       this.#queue = current ? [current, ...fresh.filter((pair) => pair !== current)] : fresh;
+      this.#change(null);
+      this.#strip.load();
     }
     this.#show();
   }
@@ -121,13 +135,20 @@ export class Labeling {
     const passed = performance.now() - this.#shownAt;
     if (!pair || pair !== this.#queue[0] || passed < SETTLE_MS) return;
     const strength = strong && (choice === "left" || choice === "right") ? "strong" : "normal";
+    const sheets = this.#sheets.ready(pair);
+    const body = { pair: pair.id, choice, strength, ...this.#measured(passed) };
+    const changed = this.#changing;
     this.#queue.shift();
-    this.#history.push(pair);
-    this.#labeled += 1;
-    this.#pace = [...this.#pace, passed / 1000].slice(-PACE_OVER);
+    if (changed) this.#history = this.#history.filter((other) => other.id !== pair.id);
+    if (!changed || `${changed.pair.round}-${changed.pair.attempt}` === this.#batch) this.#history.push(pair);
+    if (!changed) {
+      this.#labeled += 1;
+      this.#pace = [...this.#pace, passed / 1000].slice(-PACE_OVER);
+    }
+    this.#change(null);
     this.#show();
-    const body = { pair: pair.id, choice, strength, response_ms: Math.round(Math.min(passed, 2 ** 31 - 1)) };
-    this.outbox.add("labels", body, { batch: this.#batch });
+    this.outbox.add("labels", body, { batch: this.#batch, round: pair.round ?? Number.parseInt(this.#batch, 10) });
+    this.#strip.add(pair, choice, strength, sheets);
     this.#flash(choice, strength);
     const said = (strength === "strong" ? "Much: " : "") + SAID[choice];
     this.#say.speak(`${said}. ${this.#queue.length ? `Pair ${this.#labeled + 1} of ${this.#total}.` : "Batch done."}`);
@@ -137,8 +158,55 @@ export class Labeling {
     }
   }
 
+  /** How the pair was looked at, logged with its label. */
+  #measured(passed) {
+    this.#seenOrNot();
+    const ms = (time) => Math.round(Math.min(time, 2 ** 31 - 1));
+    const { loops, restarts, pauses } = this.#player;
+    return { response_ms: ms(passed), replays: loops + restarts, pauses, hidden_ms: ms(this.#hidden.passed) };
+  }
+
+  #seenOrNot() {
+    const now = performance.now();
+    if (this.#hidden.since !== null) this.#hidden.passed += now - this.#hidden.since;
+    this.#hidden.since = document.hidden ? now : null;
+  }
+
+  /** A pair of the strip comes back on screen, to be judged anew or left as it is. */
+  #revisit(entry) {
+    if (this.#batch === null) return;
+    this.#keep();
+    const pair = { round: Number.parseInt(this.#batch, 10), attempt: Number(this.#batch.split("-")[1]), ...entry.pair };
+    this.#queue.unshift(pair);
+    this.#change({ ...entry, pair });
+    this.#show();
+  }
+
+  #keep() {
+    if (!this.#changing) return;
+    this.#queue = this.#queue.filter((pair) => pair !== this.#changing.pair);
+    this.#change(null);
+    this.#show();
+  }
+
+  #change(entry) {
+    this.#changing = entry;
+    this.#strip.mark(entry?.pair.id ?? null);
+    const note = document.getElementById("change-note");
+    note.hidden = !entry;
+    if (!entry) return;
+    const late = entry.pair.round < Number.parseInt(this.#batch, 10) ? " Counts from the next round." : "";
+    note.firstElementChild.textContent = `You said: ${SAID[entry.choice].toLowerCase()}. Say it anew, or`;
+    note.lastElementChild.textContent = late;
+    this.#say.speak(`Pair ${entry.pair.position + 1} again. ${note.textContent}`);
+  }
+
   undo() {
     if (this.#batch === null) return;
+    if (this.#changing) {
+      this.#keep();
+      return;
+    }
     if (!this.#history.length && !this.#labeled) {
       this.#say.toast("There is nothing to take back.");
       return;
@@ -151,6 +219,7 @@ export class Labeling {
   /** A pair comes back to be labeled anew. */
   #again(pair) {
     this.#queue = [pair, ...this.#queue.filter((other) => other.id !== pair.id)];
+    this.#strip.remove(pair.id);
     this.#labeled = Math.max(this.#labeled - 1, 0);
     this.#show();
     this.#say.speak(`Taken back. Pair ${this.#labeled + 1} of ${this.#total}.`);
@@ -158,6 +227,10 @@ export class Labeling {
 
   #saved(item, answer) {
     this.#seen = Math.max(this.#seen, answer.label);
+    if (answer.counts_from > item.round) {
+      this.#strip.late(item.body.pair);
+      this.#say.toast("Saved. It counts from the next round.");
+    }
     if (item.kind !== "undo" || item.batch !== this.#batch) return;
     if (item.pair === null) this.#again(answer.pair);
     else if (item.pair !== answer.pair.id) this.#load(); // another tab had labeled since
@@ -190,6 +263,7 @@ export class Labeling {
     if (this.#shown !== pair) {
       this.#shown = pair;
       this.#shownAt = performance.now();
+      this.#hidden = { since: document.hidden ? this.#shownAt : null, passed: 0 };
       this.#note("");
       this.#stage.dataset.ready = "true";
       this.#stage.dataset.pair = pair.id;
@@ -237,6 +311,10 @@ export class Labeling {
 
   #count() {
     if (this.#batch === null) return;
+    if (this.#changing) {
+      this.#say.count(["changing a label"], this.#labeled / Math.max(this.#total, 1));
+      return;
+    }
     const left = Math.max(this.#total - this.#labeled, 0);
     const parts = [`${Math.min(this.#labeled + 1, this.#total)} of ${this.#total}`];
     if (this.#pace.length) {
@@ -257,6 +335,7 @@ export class Labeling {
   act(what, strong) {
     if (what in SAID) this.choose(what, strong);
     else if (what === "undo") this.undo();
+    else if (what === "keep") this.#keep();
     else if (what === "play") this.#player.toggle();
     else if (what === "back") this.#player.step(-1);
     else if (what === "on") this.#player.step(1);
@@ -282,23 +361,26 @@ export class Labeling {
       if (button.dataset.choice) this.choose(button.dataset.choice, event.shiftKey);
       else if (button.id === "undo") this.undo();
       else if (button.id === "play") this.act("play");
+      else if (button.id === "keep") this.#keep();
       else if (button.dataset.speed) this.#player.speed = Number(button.dataset.speed);
       this.#playing();
     });
     this.#scrub.addEventListener("input", () => {
-      this.#player.playing = false;
+      this.#player.pause();
       this.#player.seek(Number(this.#scrub.value));
       this.#playing();
     });
     this.#scrub.addEventListener("change", () => this.#scrub.blur());
   }
-}
 
-async function getJson(url) {
-  try {
-    const answer = await fetch(url);
-    return answer.ok ? await answer.json() : null;
-  } catch {
-    return null;
+  #touch() {
+    const stacked = () => this.#stage.classList.contains("stacked");
+    const meaning = (direction) => {
+      if (!this.#shown) return null;
+      const choice = SWIPES[stacked() ? "stacked" : "beside"][direction];
+      const button = this.#view.querySelector(`[data-choice=${choice}]`);
+      return { choice, says: button.innerText.replace(/[←→↑↓]/g, "").trim() };
+    };
+    swipes(this.#stage, document.getElementById("swipe-hint"), meaning, (choice) => this.choose(choice));
   }
 }

@@ -70,6 +70,16 @@ export class Outbox {
   }
 }
 
+/** The answer's JSON; null where none came. */
+export async function getJson(url) {
+  try {
+    const answer = await fetch(url);
+    return answer.ok ? await answer.json() : null;
+  } catch {
+    return null;
+  }
+}
+
 /** Posts JSON; status 0 means that no answer came. */
 export async function post(url, body) {
   try {

@@ -15,6 +15,8 @@ export class Player {
   speed = 1;
   playing = true;
   loops = 0;
+  restarts = 0; // by hand
+  pauses = 0;
 
   /** canvases: [left, right]; onFrame(frame, [leftEnded, rightEnded]) is called whenever the frame changes. */
   constructor(canvases, onFrame) {
@@ -36,9 +38,9 @@ export class Player {
     });
     this.frames = Math.max(pair.left.frames, pair.right.frames);
     this.fps = pair.left.fps;
-    this.loops = 0;
+    this.loops = this.restarts = this.pauses = 0;
     this.playing = true;
-    this.restart();
+    this.#begin();
   }
 
   clear() {
@@ -50,6 +52,11 @@ export class Player {
   }
 
   restart() {
+    this.restarts += 1;
+    this.#begin();
+  }
+
+  #begin() {
     this.#position = 0;
     this.#before = null;
     this.#draw(true);
@@ -62,12 +69,18 @@ export class Player {
 
   /** One frame on or back, paused. */
   step(by) {
-    this.playing = false;
+    this.pause();
     this.seek(this.frame + by);
   }
 
+  pause() {
+    if (this.playing) this.pauses += 1;
+    this.playing = false;
+  }
+
   toggle() {
-    this.playing = !this.playing;
+    if (this.playing) this.pause();
+    else this.playing = true;
   }
 
   #tick(now) {

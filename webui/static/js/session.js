@@ -4,7 +4,9 @@ import { Goal } from "./goal.js";
 import { Labeling } from "./label.js";
 import { Live } from "./live.js";
 import { Watch } from "./watch.js";
-import { describe, listen } from "./keys.js";
+import { Calls } from "./calls.js";
+import { KeyList, Keys } from "./keys.js";
+import { Tour } from "./tour.js";
 import { post } from "./outbox.js";
 
 const TOAST_MS = 5000;
@@ -47,6 +49,12 @@ const say = {
 const labeling = new Labeling(base, state, say);
 const watch = new Watch();
 const goal = new Goal(base, say);
+const calls = new Calls();
+const tour = new Tour();
+const keys = new Keys(() => keyList.paint());
+const keyList = new KeyList(keys);
+let batch = null; // the newest that was to be labeled, as far as we have seen
+let first = true;
 
 function show(next) {
   if (next.created !== state.created) {
@@ -64,7 +72,7 @@ function show(next) {
   $("idle").querySelector("code").textContent = state.resume;
   $("close-batch").hidden = !judging || !state.labeled;
   $("round").textContent = state.round < 0 ? "start" : `round ${state.round}`;
-  goal.show(state.goal);
+  goal.show(state.goal, state.last_label > 0);
   if (judging) {
     labeling.update(state);
     watch.leave();
@@ -73,11 +81,21 @@ function show(next) {
     watch.show(state);
     if (before === "label") watch.enter();
   }
+  callBack(judging ? `${state.round}-${state.attempt}` : null);
+  calls.offer(state.view === "train" && state.labeler === "human");
+  tour.offer(judging, state.video?.round === -1 ? state.video : null);
   document.title = `${titleOf(state)} · ${state.name}`;
 }
 
+/** ready: the batch that waits for the person now, or null. */
+function callBack(ready) {
+  if (ready && ready !== batch && !first) calls.call(state.name, state.pairs - state.labeled);
+  batch = ready ?? batch;
+  first = false;
+}
+
 function titleOf({ view, phase, labeled, pairs, progress }) {
-  if (view === "label") return `Label ${pairs - labeled} more`;
+  if (view === "label") return `${calls.calling ? "● " : ""}Label ${pairs - labeled} more`;
   if (view === "paused") return "Paused";
   if (view === "finished") return "Finished";
   const share = Watch.share(state);
@@ -95,8 +113,7 @@ function showTrouble() {
   $("trouble").textContent = parts.join(" ");
 }
 
-describe($("keys"));
-listen((what, strong) => {
+keys.listen((what, strong) => {
   if (what === "help") menu.showModal();
   else if (state.view === "label") labeling.act(what, strong);
 });

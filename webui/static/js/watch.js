@@ -49,6 +49,7 @@ export class Watch {
     this.#progress(progress?.phase === phase ? progress : null);
     this.#numbers(progress?.numbers ?? {});
     this.#returns(state.true_returns);
+    this.#agreed(state.consistency);
     this.#newest(state);
   }
 
@@ -108,6 +109,15 @@ export class Watch {
         return row;
       }),
     );
+  }
+
+  /** What the hidden repeats of the batch say: never shown while one labels. */
+  #agreed(consistency) {
+    $("consistency").hidden = !consistency;
+    if (!consistency) return;
+    const { agreed, repeats } = consistency;
+    $("consistency").textContent =
+      `You agreed with yourself in ${agreed} of ${repeats} ${repeats === 1 ? "repeat" : "repeats"}.`;
   }
 
   #newest(state) {

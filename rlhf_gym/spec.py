@@ -1,0 +1,76 @@
+"""What an environment is (`EnvInfo`), and the registered one of a name.
+
+Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import sys
+from dataclasses import dataclass
+
+import gymnasium
+
+from rlhf_gym.config import UserError
+
+DOT_ID = "rlhf_gym/Dot-v0"
+
+
+@dataclass(frozen=True)
+class EnvInfo:
+    kind: str
+    """A key of config.PRESETS: classic, classic-continuous, box2d, mujoco, atari or pixels."""
+    obs_shape: tuple[int, ...]
+    """What the agent sees: (D,) float32, or (stack, H, W) uint8 if `image`."""
+    image: bool
+    num_actions: int | None
+    """None if actions are continuous."""
+    action_shape: tuple[int, ...]
+    """() for discrete actions, (A,) for continuous ones."""
+    action_low: tuple[float, ...] | None
+    action_high: tuple[float, ...] | None
+    fps: float
+    """Agent steps in a second of play."""
+    max_episode_steps: int | None
+    """Agent steps after which an episode is truncated; None if it may last for ever."""
+
+
+def find_spec(env_id: str) -> gymnasium.envs.registration.EnvSpec:
+    """The registered environment of that name, importing the module before a colon, our own, or ALE's."""
+    gymnasium.logger.min_level = gymnasium.logger.ERROR  # it warns about versions, dtypes and render modes
+    module, _, name = env_id.rpartition(":")
+    if name == DOT_ID:
+        module = "rlhf_gym.dot"
+    if module:
+        if os.getcwd() not in sys.path and "" not in sys.path:
+            sys.path.insert(0, os.getcwd())  # a console script has its own folder there, not the user's
+        try:
+            importlib.import_module(module)
+        except Exception as error:
+            raise UserError(
+                f"{env_id} needs the module {module!r}, which cannot be imported from {os.getcwd()}: {said(error)}"
+            ) from error
+    try:
+        return gymnasium.spec(name)
+    except gymnasium.error.Error:
+        near = difflib.get_close_matches(name, _known_ids(), n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}?" if near else "write it like CartPole-v1 or my_module:MyEnv-v0."
+        raise UserError(f"There is no environment {env_id!r}: {hint}") from None
+
+
+def _known_ids() -> list[str]:
+    try:
+        import ale_py  # importing it registers its games
+
+        gymnasium.register_envs(ale_py)
+    except ImportError:
+        pass  # then Atari's names are not on offer
+    return sorted({*gymnasium.registry, DOT_ID})
+
+
+def said(error: BaseException) -> str:
+    """The error as half a line: its type, and the first line of its text."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
