@@ -72,7 +72,9 @@ def refused(result: Result, *patterns: str) -> str:
 def plain(*args: str) -> subprocess.CompletedProcess[str]:
     """`python -m rlhf_gym ARGS`, as it is installed."""
     command = [sys.executable, "-m", "rlhf_gym", *args]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, env={**os.environ, "COLUMNS": "120"})
+    return subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=60, env={**os.environ, "COLUMNS": "120"}
+    )
 
 
 @pytest.mark.parametrize("flag", ["--version", "-V"])
@@ -510,7 +512,9 @@ def test_evaluate_with_a_score_gets_whole_episodes(cwd: Path) -> None:
 
 def test_evaluate_reads_well(made: Path) -> None:
     result = command("evaluate", "one", "--episodes", 3, cwd=made)
-    assert re.match(r"round 0: true return [\d.]+ ± [\d.]+ over 3 episodes of \d+ steps, likeliest actions\n", result.out)
+    assert re.match(
+        r"round 0: true return [\d.]+ ± [\d.]+ over 3 episodes of \d+ steps, likeliest actions\n", result.out
+    )
 
 
 def test_watch_writes_a_video_and_says_where(cwd: Path) -> None:

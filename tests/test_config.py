@@ -243,7 +243,7 @@ def field_docstrings(class_name: str) -> dict[str, str]:
     tree = ast.parse((ROOT / "rlhf_gym" / "config.py").read_text())
     body = next(n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == class_name).body
     found = {}
-    for node, after in zip(body, body[1:] + [ast.Pass()], strict=True):
+    for node, after in zip(body, [*body[1:], ast.Pass()], strict=True):
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
             documented = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
             found[node.target.id] = str(after.value.value) if documented else ""  # type: ignore[attr-defined]

@@ -273,9 +273,7 @@ def few(kill: Kill) -> bool:
     return kill in (KILLS[0], KILLS[4], KILLS[7], KILLS[12], KILLS[15])
 
 
-@pytest.mark.parametrize(
-    "kill", [pytest.param(k, id=str(k), marks=[] if few(k) else pytest.mark.full) for k in KILLS]
-)
+@pytest.mark.parametrize("kill", [pytest.param(k, id=str(k), marks=[] if few(k) else pytest.mark.full) for k in KILLS])
 def test_a_killed_session_ends_like_one_that_was_not(whole: Path, tmp_path: Path, kill: Kill) -> None:
     killed = run(tmp_path, kill=kill)
     assert killed.status == -signal.SIGKILL, f"{kill} was never made:\n{killed.err}"
@@ -320,7 +318,9 @@ def test_a_kill_from_outside(tmp_path: Path, phase: str) -> None:
     for name in ("straight", "struck"):
         (tmp_path / name).mkdir()
     assert run(tmp_path / "straight", *settings).status == 0
-    with Spawned("run", "CartPole-v1", "--session", "one", *without(settings), *settings, cwd=tmp_path / "struck") as one:
+    with Spawned(
+        "run", "CartPole-v1", "--session", "one", *without(settings), *settings, cwd=tmp_path / "struck"
+    ) as one:
         one.wait_for_phase(phase, "one")
         one.process.kill()
         assert one.process.wait(10) == -signal.SIGKILL
@@ -411,7 +411,9 @@ def test_a_batch_of_ties_is_collected_again_once_with_longer_clips(tmp_path: Pat
     batches = [(n, a) for n in (0, 1) for a in (0, 1)]
     assert sorted({(p.round, p.attempt) for p in session.pairs()}) == batches  # no third attempt
     assert [len(session.pairs(*b)) for b in batches] == [6] * 4
-    assert {(c.round, c.attempt, c.steps) for c in session.clips().values()} == {(n, a, 20 * (a + 1)) for n, a in batches}
+    assert {(c.round, c.attempt, c.steps) for c in session.clips().values()} == {
+        (n, a, 20 * (a + 1)) for n, a in batches
+    }
     assert {p.choice for p in session.pairs()} == {"equal"}
     assert result.err.count("Nothing to learn from in that batch") == 2
     assert result.err.count("No label says better or worse yet: the agent stays as it is") == 2
@@ -478,7 +480,9 @@ def test_consistency_is_how_often_a_swapped_repeat_got_the_swapped_label(tmp_pat
     repeats = [dict(round=1, attempt=0, position=i, kind="repeat", repeat_of=p) for i, p in enumerate(first)]
     session.add_batch([], repeats)
     again = [p.id for p in session.pairs(1)]
-    for one, two, a, b in zip(first, again, ["left", "left", "right", "equal"], ["right", "left", "left", "left"], strict=True):
+    for one, two, a, b in zip(
+        first, again, ["left", "left", "right", "equal"], ["right", "left", "left", "left"], strict=True
+    ):
         session.add_label(f"a{one}", one, a)
         session.add_label(f"b{two}", two, b)
     assert consistency(session) == {"labels/consistency": pytest.approx(2 / 3), "labels/repeats": 3.0}

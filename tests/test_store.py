@@ -85,7 +85,11 @@ def test_a_batch_is_there_whole_or_not_at_all(
 
 def test_a_batch_keeps_its_order_and_its_clips(session: Session) -> None:
     clips = [clip(i, true_return=i / 2) for i in range(6)]
-    shuffled = [pair(0, left=5, right=0), pair(1, left=2, right=3, p_left=0.25, disagreement=0.1), pair(2, left=1, right=4)]
+    shuffled = [
+        pair(0, left=5, right=0),
+        pair(1, left=2, right=3, p_left=0.25, disagreement=0.1),
+        pair(2, left=1, right=4),
+    ]
     session.add_batch(clips, [shuffled[i] for i in (2, 0, 1)])
     pairs, rows = session.pairs(), session.clips()
     assert [p.position for p in pairs] == [0, 1, 2]
@@ -627,7 +631,8 @@ def test_a_config_file_that_cannot_be_read_is_one_sentence(session: Session, tex
 
 
 @pytest.mark.parametrize(
-    "name", ["../x", "..", ".", "", "a/b", "/tmp/x", "a\\b", ".hidden", "-x", "A", "ä", "a b", "a\n", "x" * 65, "a:b", "a\0"]
+    "name",
+    ["../x", "..", ".", "", "a/b", "/tmp/x", "a\\b", ".hidden", "-x", "A", "ä", "a b", "a\n", "x" * 65, "a:b", "a\0"],
 )
 def test_no_name_leaves_the_data_directory(tmp_path: Path, name: str) -> None:
     data = tmp_path / "data"

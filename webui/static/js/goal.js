@@ -12,7 +12,6 @@ export class Goal {
   #pending = null; // sent, but not yet told back by the server
   #base;
   #ask = document.getElementById("goal-ask");
-  #labels = false; // whether there are any that might not count
 
   /** say.toast(text) reports a change that was not kept. */
   constructor(base, say) {
@@ -34,7 +33,7 @@ export class Goal {
       const { status, answer } = await post(`${base}/goal`, { text });
       this.#pending = null;
       if (status >= 200 && status < 300) {
-        this.#ask.hidden = !this.#labels;
+        this.#ask.hidden = !answer?.last_label; // without labels there is nothing to ask
         return;
       }
       this.#paint(before);
@@ -55,8 +54,7 @@ export class Goal {
     });
   }
 
-  show(text, labels) {
-    this.#labels = labels;
+  show(text) {
     if (this.#pending === null && this.#input.hidden) this.#paint(text);
   }
 

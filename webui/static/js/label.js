@@ -13,6 +13,7 @@ const AHEAD = 3; // pairs whose sheets are decoded ahead
 const FETCH = 100; // pairs asked for at once: only where their sheets lie, no pictures
 const PACE_OVER = 10; // the pace is the median over that many labels
 const AGAIN_MS = 1000;
+const AHEAD_AFTER_MS = 120; // decoding ahead may not delay the frame that is due now
 const SPEEDS = { quarter: 0.25, half: 0.5, full: 1 };
 const SWIPES = {
   beside: { left: "left", right: "right", up: "equal", down: "skip" },
@@ -39,6 +40,7 @@ export class Labeling {
   #loading = 0;
   #pace = [];
   #strip;
+  #aheadTimer = null;
   #changing = null; // the entry of the strip that is judged anew
   #hidden = { since: null, passed: 0 }; // ms that the pair on screen was not to be seen
 
@@ -148,8 +150,8 @@ export class Labeling {
     this.#change(null);
     this.#show();
     this.outbox.add("labels", body, { batch: this.#batch, round: pair.round ?? Number.parseInt(this.#batch, 10) });
-    this.#strip.add(pair, choice, strength, sheets);
     this.#flash(choice, strength);
+    afterFrame(() => this.#strip.add(pair, choice, strength, sheets));
     const said = (strength === "strong" ? "Much: " : "") + SAID[choice];
     this.#say.speak(`${said}. ${this.#queue.length ? `Pair ${this.#labeled + 1} of ${this.#total}.` : "Batch done."}`);
     if (this.#more && this.#queue.length < FETCH / 4) {
@@ -246,9 +248,8 @@ export class Labeling {
 
   #show() {
     const pair = this.#queue[0];
-    const soon = this.#queue.slice(0, AHEAD + 1);
-    this.#sheets.keepOnly([...soon, ...this.#history.slice(-1)]);
     this.#count();
+    this.#ahead();
     if (!pair) {
       const done = this.#labeled >= this.#total && this.#total > 0;
       this.#blank(done ? "That was the last one of this batch. Undo takes it back." : "");
@@ -272,7 +273,16 @@ export class Labeling {
       this.#player.show(pair, sheets);
       this.#playing();
     }
-    for (const next of soon) this.#sheets.load(next);
+  }
+
+  /** Decodes the next pairs, and frees what is no longer needed: between frames, not before the one that is due. */
+  #ahead() {
+    clearTimeout(this.#aheadTimer);
+    this.#aheadTimer = setTimeout(() => {
+      const soon = this.#queue.slice(0, AHEAD + 1);
+      this.#sheets.keepOnly([...soon, ...this.#history.slice(-1)]);
+      for (const next of soon) this.#sheets.load(next);
+    }, this.#shown ? AHEAD_AFTER_MS : 0);
   }
 
   #blank(note) {
@@ -361,7 +371,6 @@ export class Labeling {
       if (button.dataset.choice) this.choose(button.dataset.choice, event.shiftKey);
       else if (button.id === "undo") this.undo();
       else if (button.id === "play") this.act("play");
-      else if (button.id === "keep") this.#keep();
       else if (button.dataset.speed) this.#player.speed = Number(button.dataset.speed);
       this.#playing();
     });
@@ -371,6 +380,7 @@ export class Labeling {
       this.#playing();
     });
     this.#scrub.addEventListener("change", () => this.#scrub.blur());
+    document.getElementById("keep").addEventListener("click", () => this.#keep());
   }
 
   #touch() {
@@ -383,4 +393,9 @@ export class Labeling {
     };
     swipes(this.#stage, document.getElementById("swipe-hint"), meaning, (choice) => this.choose(choice));
   }
+}
+
+/** Once the frame that is due has been drawn. */
+function afterFrame(act) {
+  requestAnimationFrame(() => setTimeout(act, 0));
 }

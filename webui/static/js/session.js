@@ -72,7 +72,7 @@ function show(next) {
   $("idle").querySelector("code").textContent = state.resume;
   $("close-batch").hidden = !judging || !state.labeled;
   $("round").textContent = state.round < 0 ? "start" : `round ${state.round}`;
-  goal.show(state.goal, state.last_label > 0);
+  goal.show(state.goal);
   if (judging) {
     labeling.update(state);
     watch.leave();
@@ -83,7 +83,7 @@ function show(next) {
   }
   callBack(judging ? `${state.round}-${state.attempt}` : null);
   calls.offer(state.view === "train" && state.labeler === "human");
-  tour.offer(judging, state.video?.round === -1 ? state.video : null);
+  tour.offer(judging && state.labeled < 3, state.video?.round === -1 ? state.video : null);
   document.title = `${titleOf(state)} · ${state.name}`;
 }
 

@@ -38,10 +38,10 @@ export class Tour {
     });
   }
 
-  /** Offers the tour on the first visit, over the clips; video: that of the untrained agent, or null. */
-  offer(labeling, video) {
+  /** Offers the tour on the first visit; new: so it seems. video: that of the untrained agent, or null. */
+  offer(isNew, video) {
     this.#untrained = video;
-    const first = labeling && localStorage.getItem(STORED) === null && !this.#dialog.open;
+    const first = isNew && localStorage.getItem(STORED) === null && !this.#dialog.open;
     this.#offer.hidden = !first;
     this.#offer.querySelector("[data-tour=watch]").hidden = video === null;
   }
