@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -562,9 +563,10 @@ def test_ctrl_c_while_a_person_labels_with_a_page_open(tmp_path: Path) -> None:
                 assert time.monotonic() < deadline
             assert client.get("/api/s/cartpole-1/pairs").json()["total"] == 6
             line = interrupted(run, 0)
-            with pytest.raises(httpx.HTTPError):  # the stream ends, and with it the server
-                list(events)
-                client.get("/api/s/cartpole-1")
+            with contextlib.suppress(httpx.HTTPError):
+                list(events)  # the stream ends
+        with pytest.raises(httpx.ConnectError):
+            client.get("/api/s/cartpole-1")
         client.close()
     session = store.open_session(tmp_path / "some where", "cartpole-1")
     assert (session.where().phase, session.running()) == ("label", False)
@@ -586,9 +588,7 @@ LONG = {
 SLOW = "import time\n\ndef slow(clip):\n    time.sleep(0.5)\n    return clip.observations[0, 0]\n"
 
 
-@pytest.mark.parametrize(
-    "phase", ["train_agent", *(pytest.param(p, marks=pytest.mark.full) for p in LONG if p != "train_agent")]
-)
+@pytest.mark.parametrize("phase", LONG)
 def test_ctrl_c_in_every_phase(tmp_path: Path, phase: str) -> None:
     (tmp_path / "slow.py").write_text(SLOW)
     with Spawned("run", "CartPole-v1", "--session", "one", *TINY, *LONG[phase], cwd=tmp_path) as run:

@@ -195,8 +195,8 @@ def test_the_score_sees_whole_episodes():
         assert [i["time"] for i in e.infos] == list(range(1, n + 1))
 
 
-def test_the_score_sees_the_consoles_memory_on_atari():
-    settings = dict(frameskip=8, noop_max=2, env_kwargs={"max_num_frames_per_episode": 120})
+def test_the_score_sees_the_consoles_memory_on_atari(monkeypatch):
+    settings = dict(frameskip=8, noop_max=2, image_size=42, env_kwargs={"max_num_frames_per_episode": 120})
     agent, config, info = made("ALE/Pong-v5", **settings)
     seen = []
 
@@ -204,11 +204,14 @@ def test_the_score_sees_the_consoles_memory_on_atari():
         seen.append(episode)
         return 0.0
 
+    monkeypatch.setattr(evaluate, "EVAL_ENVS", 2)
     evaluate.evaluate(agent, config, info, 0, 3, score=score)
-    vec = Envs(config, 3, (config.seed, checkpoints.PHASE_SEED["record"]))
-    vec.reset()
-    seeds = vec.episode_seeds.copy()
+    vec, seeds = Envs(config, 2, (config.seed, checkpoints.PHASE_SEED["record"])), []
+    for _ in range(2):
+        vec.reset()
+        seeds += vec.episode_seeds.tolist()
     vec.close()
+    seeds = seeds[:3]  # two episodes of the first, one of the second
     twin = Twin(config, render=False)
 
     def same(episode, seed: int) -> bool:
@@ -219,7 +222,7 @@ def test_the_score_sees_the_consoles_memory_on_atari():
                 return False
         return True
 
-    assert [[same(e, int(seed)) for seed in seeds].count(True) for e in seen] == [1, 1, 1]
+    assert [[same(e, seed) for seed in seeds].count(True) for e in seen] == [1] * 3
     assert len({e.infos[-1]["ram"].tobytes() for e in seen}) == 3
     twin.close()
 

@@ -4,6 +4,9 @@ axe-core finds nothing serious. With the HTTP API behind it."""
 from __future__ import annotations
 
 import contextlib
+import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -167,7 +170,7 @@ def test_the_strip_shows_the_last_ten_and_changes_one(page: Any, serve: Any, mak
     assert strip(page)[-1] == [ids[3], "left", "←"]
     page.wait_for_function(f"() => [...document.querySelectorAll('#strip canvas')].every({painted})")
     page.keyboard.press("z")  # undo takes back what was said last
-    assert shown(page) == ids[3]
+    page.wait_for_selector(f"#stage[data-pair='{ids[3]}']")
     wait_for(lambda: loop.labels(0)[3] is None)
     assert ids[3] not in [pair for pair, _, _ in strip(page)]
 
@@ -547,3 +550,18 @@ def test_axe_would_find_something(page: Any, serve: Any, make_session: Any) -> N
     page.evaluate("document.getElementById('play').removeAttribute('aria-label')")
     page.evaluate("document.getElementById('play').removeAttribute('title')")
     assert any(problem.startswith("button-name") for problem in axe_finds(page))
+
+
+# ---------------------------------------------------------------------------------------------- the benchmark
+
+
+def test_the_benchmark_of_the_page_measures(browser: Any, request: pytest.FixtureRequest) -> None:
+    chosen = request.config.getoption("--chromium")
+    script = Path(__file__).parents[1] / "scripts" / "bench" / "page.py"
+    command = [sys.executable, str(script), "--labels", "4", "--pace", "0.4", "--frames", "8", "--json"]
+    done = subprocess.run([*command, *(["--chromium", chosen] if chosen else [])], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    for name in ("frame_ms", "disk_ms", "control_ms"):
+        assert len(result[name]) == 4
+        assert all(0 < ms < 5000 for ms in result[name]), result

@@ -174,6 +174,19 @@ def test_every_checkpoint_interval_shows_where_it_may_resume(tmp_path: Path, who
         same_tensors(*paths, ignore=("meta",))
 
 
+def test_clips_and_videos_of_a_synthetic_session_on_request(tmp_path: Path) -> None:
+    result = run(tmp_path, "--render", "--rounds", "1", "--reward-steps", "5", "--pairs-per-round", "2")
+    assert result.status == 0, result.err
+    session = session_in(tmp_path)
+    for clip in session.clips().values():
+        assert clip.sheet is not None
+        assert (session.path / clip.sheet).read_bytes().startswith(b"\x89PNG")
+        assert clip.frames is not None
+        assert 1 <= clip.frames <= 20
+    assert sorted(p.name for p in session.path.glob("videos/*")) == ["r000.mp4", "start.mp4"]
+    session.close()
+
+
 def test_settings_not_given_are_measured_once(tmp_path: Path) -> None:
     result = run(tmp_path, "--checkpoint-iterations", "0", "--rounds", "1", "--reward-steps", "5")
     assert result.status == 0
@@ -338,7 +351,7 @@ SMALL = ("--reward-steps", "210", "--reward-batch-pairs", "1", "--clip-seconds",
         ("Pendulum-v1", ()),
         ("rlhf_gym/Dot-v0", SMALL),
         ("ALE/Pong-v5", (*SMALL, "--eval-episodes", "1")),
-        ("CartPole-v1", ("--episode-ends", "hide")),
+        ("CartPole-v1", ("--episode-ends", "hide", "--score", "scores:leaning")),
     ],
     ids=["continuous", "pixels", "atari", "hide"],
 )
@@ -346,8 +359,7 @@ def test_every_kind_of_environment_survives_a_kill(tmp_path: Path, env_id: str, 
     names = ("straight", "killed")
     for name in names:
         (tmp_path / name).mkdir()
-        (tmp_path / name / "scores.py").write_text("def bright(clip):\n    return clip.observations[:, -1].sum()\n")
-    settings += ("--score", "scores:bright")
+        (tmp_path / name / "scores.py").write_text("def leaning(clip):\n    return clip.observations[:, 2].sum()\n")
     assert run(tmp_path / "straight", *settings, env_id=env_id).status == 0
     assert run(tmp_path / "killed", *settings, env_id=env_id, kill=Kill("rlhf_gym.train:update", 7)).status == -9
     assert command("resume", "one", cwd=tmp_path / "killed", kill=Kill("rlhf_gym.evaluate:evaluate", 1)).status == -9

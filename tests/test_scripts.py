@@ -214,7 +214,7 @@ def test_ctrl_c_reaches_the_program_exactly_once(fake_program):
 
 def test_pytest_is_given_the_chromium(checker):
     assert checker.pytest_arguments(True, "/usr/bin/chromium", ["-k", "x"]) == [
-        "--full", "--chromium", "/usr/bin/chromium", "-k", "x",
+        "--full", "--chromium=/usr/bin/chromium", "-k", "x",
     ]  # fmt: skip
     assert checker.pytest_arguments(False, None, []) == ["-m", "not browser"]
 

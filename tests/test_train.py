@@ -829,6 +829,21 @@ def test_training_the_agent_goes_on_bit_for_bit(env_id):
         assert again == [s["iteration"] for s in saved if s["iteration"] > state["iteration"]]
 
 
+def test_no_two_stretches_of_training_meet_the_same_episodes(monkeypatch):
+    paths = []
+
+    class Noted(Envs):
+        def __init__(self, config, num_envs, seed_path):
+            paths.append(seed_path)
+            super().__init__(config, num_envs, seed_path)
+
+    monkeypatch.setattr(train, "Envs", Noted)
+    config = dataclasses.replace(CARTPOLE, num_steps=16, checkpoint_iterations=2)
+    for path in ((1, 0, 2), (1, 1, 2)):
+        train.train_agent(Agent(VECTOR, config), TrueReward(config), config, CPU, steps=5 * 32, seed_path=path)
+    assert len(paths) == len(set(paths)) == 6
+
+
 def test_a_report_can_end_the_training():
     agent = Agent(VECTOR, CARTPOLE)
     done = train.train_agent(

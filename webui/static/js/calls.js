@@ -47,8 +47,12 @@ export class Calls {
     this.#icon.setAttribute("href", CALLING);
     if (this.#wanted === "sound") this.#sound();
     if (this.#wanted === "notify" && Notification.permission === "granted") {
-      this.#notification = new Notification(`${pairs} pairs to compare`, { body: name, icon: ICON, tag: `rlhf-gym ${name}` });
-      this.#notification.onclick = () => window.focus();
+      try {
+        this.#notification = new Notification(`${pairs} pairs to compare`, { body: name, icon: ICON, tag: `rlhf-gym ${name}` });
+        this.#notification.onclick = () => window.focus();
+      } catch {
+        // Chrome on Android wants a service worker for these: title and icon have to do
+      }
     }
   }
 

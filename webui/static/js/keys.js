@@ -5,7 +5,7 @@ const ACTIONS = [
   { does: "right", says: "right is better", arrows: "ArrowRight", hand: "d" },
   { does: "equal", says: "equally good", arrows: "ArrowUp", hand: "w" },
   { does: "skip", says: "can’t tell", arrows: "ArrowDown", hand: "s" },
-  { does: "undo", says: "take the last label back", arrows: "z", hand: "q" },
+  { does: "undo", says: "take back the last", arrows: "z", hand: "q" },
   { does: "play", says: "pause, play", arrows: " ", hand: " " },
   { does: "back", says: "one frame back", arrows: ",", hand: "z" },
   { does: "on", says: "one frame on", arrows: ".", hand: "x" },

@@ -151,7 +151,8 @@ export class Labeling {
     this.#show();
     this.outbox.add("labels", body, { batch: this.#batch, round: pair.round ?? Number.parseInt(this.#batch, 10) });
     this.#flash(choice, strength);
-    afterFrame(() => this.#strip.add(pair, choice, strength, sheets));
+    if (changed) this.#strip.add(pair, choice, strength); // its picture is there
+    else afterFrame(() => this.#history.includes(pair) && this.#strip.add(pair, choice, strength, sheets));
     const said = (strength === "strong" ? "Much: " : "") + SAID[choice];
     this.#say.speak(`${said}. ${this.#queue.length ? `Pair ${this.#labeled + 1} of ${this.#total}.` : "Batch done."}`);
     if (this.#more && this.#queue.length < FETCH / 4) {
@@ -374,6 +375,7 @@ export class Labeling {
       else if (button.dataset.speed) this.#player.speed = Number(button.dataset.speed);
       this.#playing();
     });
+    this.#view.addEventListener("animationend", (event) => event.target.classList.remove("flash", "strong"));
     this.#scrub.addEventListener("input", () => {
       this.#player.pause();
       this.#player.seek(Number(this.#scrub.value));
