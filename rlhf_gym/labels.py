@@ -92,10 +92,16 @@ class Labels:
 
 
 def load_labels(
-    session: Session, from_env: Callable[[Tensor], Tensor], seed: int, members: int, until: int | None = None
+    session: Session,
+    from_env: Callable[[Tensor], Tensor],
+    seed: int,
+    members: int,
+    after: int = 0,
+    until: int | None = None,
 ) -> Labels | None:
-    """Every label of a session up to label row `until`, or None where there is nothing to learn from."""
+    """The labels of a session in label rows after `after` up to `until`, or None where there is nothing to learn."""
     pairs = [p for p in session.pairs(labels_until=until) if p.choice in ("left", "right", "equal")]
+    pairs = [p for p in pairs if (p.label_id or 0) > after]
     if all(p.choice == "equal" for p in pairs):
         return None
     clips = session.clips()

@@ -130,12 +130,12 @@ def fit_reward(loop: Loop, where: Where) -> None:
     """Trains the reward model on all labels there are; leaves it in the in-phase checkpoint of train_agent."""
     session, config, number = loop.session, loop.config, where.round
     before, partial = loop.newest(number), session.partial(number, "train_reward")
-    state: dict[str, Any] = {"last_label_id": session.last_label_id()}
+    state: dict[str, Any] = {"last_label_id": session.last_label_id(), "forgotten": session.forgotten()}
     if partial.exists():
         state = load_state(partial)  # on the CPU, where random states and the order of pairs live
-    until = state["last_label_id"]
     save_state(partial, state)  # from here on the round's labels are fixed
-    labels = load_labels(session, before.agent.from_env, config.seed, config.ensemble_size, until)
+    until, after = state["last_label_id"], state["forgotten"]
+    labels = load_labels(session, before.agent.from_env, config.seed, config.ensemble_size, after, until)
     model: RewardModel | None = None
     with loop.monitor.phase(number, "train_reward", "steps") as report:
         if labels is not None:
@@ -144,7 +144,7 @@ def fit_reward(loop: Loop, where: Where) -> None:
                 model.load_state_dict(before.reward.state_dict())
             metrics = train_reward(
                 model, labels, config, loop.device, report=report, state=state.get("training"),
-                save=lambda training: save_state(partial, {"last_label_id": until, "training": training}),
+                save=lambda training: save_state(partial, {**state, "training": training}),
             )  # fmt: skip
             batch = session.pairs(number, where.attempt)
             report(report.total, report.total, metrics | foresight(batch) | consistency(session))

@@ -303,6 +303,10 @@ class Session:
         self.add_event("forget", round, until_label=until)
         return until
 
+    def forgotten(self) -> int:
+        """The newest label row that no longer counts; 0 if all do."""
+        return max((int(e["payload"]["until_label"]) for e in self.events("forget")), default=0)
+
     # ------------------------------------------------------------------ events and metrics
 
     def add_event(self, kind: str, round: int, **payload: Any) -> int:

@@ -211,6 +211,8 @@ def test_labels_depend_on_seed_and_pair_and_on_nothing_else(session: Session, tm
         other.add_label(f"mine-{p.id}", p.id, "equal")
     assert label(other, 1, mistake_rate=0.5)[1::2] == mistaken[1::2]
     other.close()
+    add_pairs(session, 2, [float(i) for i in range(40)])
+    assert label(session, 2, mistake_rate=0.5) != mistaken  # another batch, other mistakes
 
 
 def test_a_label_that_someone_took_back_is_made_again(session: Session) -> None:
@@ -318,7 +320,9 @@ def test_the_last_label_can_be_taken_back_within_the_grace(session: Session, wai
     assert waiting.waits(0.8)  # longer than the grace: it began anew
     assert waiting.reports[-1] == (3, 4)
     press(session, 1, "right")
+    pressed = time.monotonic()
     assert not waiting.waits(5)
+    assert time.monotonic() - pressed >= 0.4
 
 
 def test_a_closed_batch_is_done_at_once(session: Session, waiting: Waiting) -> None:

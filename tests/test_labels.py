@@ -137,3 +137,17 @@ def test_labels_of_a_session(session):
     assert before.target.tolist() == found.target.tolist()
     assert torch.equal(before.weight, found.weight)
     assert torch.equal(before.obs, found.obs)
+
+
+def test_forgotten_labels_do_not_count(session):
+    """After a change of goal only what was judged since counts; a pair judged anew counts with its new label."""
+    pairs = session.pairs()
+    for n in range(3):
+        session.add_label(f"a{n}", pairs[n].id, "left")
+    assert session.forgotten() == 0
+    assert session.forget(0) == session.last_label_id() == session.forgotten()
+    assert load_labels(session, double, seed=1, members=2, after=session.forgotten()) is None
+    session.add_label("new", pairs[1].id, "right")
+    found = load_labels(session, double, seed=1, members=2, after=session.forgotten())
+    assert [p.id for p in found.pairs] == [pairs[1].id]
+    assert found.target.tolist() == pytest.approx([0.05])

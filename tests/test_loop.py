@@ -304,6 +304,21 @@ def test_a_killed_session_ends_like_one_that_was_not(whole: Path, tmp_path: Path
     same_session(whole, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("kill", "more"),
+    [
+        # Two rounds of four iterations; killed at the fourth, the checkpoint before the third is the last.
+        (Kill("rlhf_gym.train:update", 4), Kill("rlhf_gym.train:update", 2 + 4 + 1)),
+        # Two rounds of 400 steps and a few evaluations; killed at step 200 of the first.
+        (Kill("rlhf_gym.loop:save_state", 2), Kill("rlhf_gym.train:label_loss", 200 + 400 + 50)),
+    ],
+    ids=["train_agent", "train_reward"],
+)
+def test_a_killed_phase_goes_on_from_its_last_checkpoint(tmp_path: Path, kill: Kill, more: Kill) -> None:
+    assert run(tmp_path, kill=kill).status == -signal.SIGKILL
+    assert command("resume", "one", cwd=tmp_path, kill=more).status == 0, "work was done again"
+
+
 def test_a_session_killed_again_and_again(whole: Path, tmp_path: Path) -> None:
     """Each process dies a little later than the one before it, in whatever phase that is."""
     assert run(tmp_path, kill=Kill("rlhf_gym.store:Session.add_label", 2)).status == -signal.SIGKILL

@@ -15,10 +15,6 @@ const PACE_OVER = 10; // the pace is the median over that many labels
 const AGAIN_MS = 1000;
 const AHEAD_AFTER_MS = 120; // decoding ahead may not delay the frame that is due now
 const SPEEDS = { quarter: 0.25, half: 0.5, full: 1 };
-const SWIPES = {
-  beside: { left: "left", right: "right", up: "equal", down: "skip" },
-  stacked: { up: "left", down: "right", right: "equal", left: "skip" },
-};
 
 export class Labeling {
   #base;
@@ -41,6 +37,7 @@ export class Labeling {
   #pace = [];
   #strip;
   #aheadTimer = null;
+  #fitted = ""; // the size of the frames that there is room for
   #changing = null; // the entry of the strip that is judged anew
   #hidden = { since: null, passed: 0 }; // ms that the pair on screen was not to be seen
 
@@ -59,9 +56,9 @@ export class Labeling {
     );
     this.#strip = new Strip(base, (entry) => this.#revisit(entry));
     this.#buttons();
-    this.#touch();
+    swipes(this.#view, this.#stage, (choice) => this.choose(choice));
     document.addEventListener("visibilitychange", () => this.#seenOrNot());
-    new ResizeObserver(() => this.#fit()).observe(this.#stage);
+    new ResizeObserver(() => this.#fit(true)).observe(this.#stage);
     this.outbox.kick();
   }
 
@@ -303,10 +300,13 @@ export class Labeling {
     this.#scrub.value = frame;
   }
 
-  #fit() {
+  /** Measuring costs a layout: only for another room or another size of frames. */
+  #fit(always = false) {
     const pair = this.#shown;
     if (!pair) return;
     const [width, height] = ["width", "height"].map((d) => Math.max(pair.left[d], pair.right[d]));
+    if (!always && this.#fitted === `${width}x${height}`) return;
+    this.#fitted = `${width}x${height}`;
     fit(this.#stage, this.#figures, width, height);
   }
 
@@ -314,8 +314,10 @@ export class Labeling {
     const sides = { left: [0], right: [1], equal: [0, 1], skip: [] }[choice];
     const button = this.#view.querySelector(`[data-choice=${choice}]`);
     for (const element of [...sides.map((i) => this.#figures[i]), button]) {
-      element.classList.remove("flash", "strong");
-      void element.offsetWidth; // starts the animation anew
+      if (element.classList.contains("flash")) {
+        element.classList.remove("flash", "strong");
+        void element.offsetWidth; // starts the animation anew; costs a layout
+      }
       element.classList.add("flash", ...(strength === "strong" ? ["strong"] : []));
     }
   }
@@ -383,17 +385,6 @@ export class Labeling {
     });
     this.#scrub.addEventListener("change", () => this.#scrub.blur());
     document.getElementById("keep").addEventListener("click", () => this.#keep());
-  }
-
-  #touch() {
-    const stacked = () => this.#stage.classList.contains("stacked");
-    const meaning = (direction) => {
-      if (!this.#shown) return null;
-      const choice = SWIPES[stacked() ? "stacked" : "beside"][direction];
-      const button = this.#view.querySelector(`[data-choice=${choice}]`);
-      return { choice, says: button.innerText.replace(/[←→↑↓]/g, "").trim() };
-    };
-    swipes(this.#stage, document.getElementById("swipe-hint"), meaning, (choice) => this.choose(choice));
   }
 }
 

@@ -2,11 +2,21 @@
 // the finger leaves, so that one can still turn back.
 
 const FAR = 56; // pixels
+const BESIDE = { left: "left", right: "right", up: "equal", down: "skip" };
+const STACKED = { up: "left", down: "right", right: "equal", left: "skip" };
 
-/** meaning(direction) -> { choice, says } for left, right, up, down; choose(choice) when the finger leaves. */
-export function swipes(stage, hint, meaning, choose) {
+/** choose(choice) is called when the finger leaves the stage; what a button of the view says is what the hint says. */
+export function swipes(view, stage, choose) {
+  const hint = document.getElementById("swipe-hint");
   let from = null;
-  let about = null;
+  let about = null; // { choice, says }
+
+  const meaning = (direction) => {
+    if (stage.dataset.ready !== "true") return null;
+    const choice = (stage.classList.contains("stacked") ? STACKED : BESIDE)[direction];
+    const words = view.querySelector(`.choices [data-choice=${choice}] > span`);
+    return { choice, says: words.innerText.trim() };
+  };
 
   const directionOf = (event) => {
     const [x, y] = [event.clientX - from.x, event.clientY - from.y];
