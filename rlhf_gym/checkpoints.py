@@ -30,6 +30,8 @@ def pick_device(config: Config, info: EnvInfo) -> torch.device:
         available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
         if not available[config.device]:
             raise UserError(f"--device {config.device} is not on this machine: use --device auto or cpu.")
+        if config.device == "mps" and not info.image:
+            raise UserError("--device mps does not help with vectors, and lacks what they need: use --device cpu.")
         return torch.device(config.device)
     return torch.device("cuda" if info.image and torch.cuda.is_available() else "cpu")
 

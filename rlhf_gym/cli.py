@@ -219,9 +219,7 @@ def run_session(command: Run, args: list[str]) -> int:
     check(config, info)
     server = start_server(data_dir, command.access) if config.labeler == "human" else None
     name = command.session or store.new_name(data_dir, command.env_id)
-    session = store.create_session(
-        data_dir, name, config, info=dataclasses.asdict(info), versions=versions(), git=git_revision()
-    )
+    session = store.create_session(data_dir, name, config, info=as_json(info), versions=versions(), git=git_revision())
     say(f"Session {name} in {session.path}")
     return run_loop(session, config, info, server, command.access)
 
@@ -238,6 +236,7 @@ def go_on(name: str, given: dict[str, Any], access: Access, data_dir: Path) -> i
     config, changes = changed(session.config, given)
     info = envs.describe(config)
     check(config, info)
+    check_change(session, config, info, changes)
     if session.running():
         with session.lock():  # says who runs it
             pass
@@ -250,6 +249,33 @@ def go_on(name: str, given: dict[str, Any], access: Access, data_dir: Path) -> i
         for setting, (before, after) in changes.items():
             say(f"{setting}: {before!r} -> {after!r}")
     return run_loop(session, config, info, server, access)
+
+
+def as_json(info: EnvInfo) -> dict[str, Any]:
+    """As it stands in config.json, which has no infinity: open bounds are null."""
+    text = json.dumps(dataclasses.asdict(info)).replace("-Infinity", "null").replace("Infinity", "null")
+    return dict(json.loads(text))
+
+
+def check_change(session: Session, config: Config, info: EnvInfo, changes: dict[str, tuple[Any, Any]]) -> None:
+    """What cannot go on as it was: another environment under the same name, or settings that a phase counts by."""
+    if session.header().get("info", as_json(info)) != as_json(info):
+        raise UserError(
+            f"{config.env_id} is no longer what session {session.name!r} was made with (observations, actions or "
+            "speed differ): start a new session, or bring the old version of the environment back."
+        )
+    where = session.where()
+    counted = sorted({"num_envs", "num_steps", "agent_steps_per_round"} & set(changes))
+    if where.phase == "train_agent" and counted:
+        name = "--" + counted[0].replace("_", "-")
+        raise UserError(f"{name} cannot change in the middle of training the agent: resume, and change it after.")
+    clips = session.clips()
+    unseen = [p for p in session.pairs(where.round, where.attempt) if not clips[p.left_clip].sheet]
+    if where.phase == "label" and config.labeler == "human" and unseen:
+        raise UserError(
+            f"The pairs of round {where.round} were collected without pictures, for the synthetic labeler: let it "
+            f"finish the round (--labeler synthetic --rounds {where.round + 1}), then go on yourself."
+        )
 
 
 def open_session(data_dir: Path, name: str) -> Session:
@@ -365,6 +391,8 @@ def git_revision() -> str | None:
 
 
 def list_sessions(command: List) -> int:
+    from sqlalchemy.exc import DatabaseError
+
     from rlhf_gym import store
 
     data_dir = command.where.data_dir
@@ -372,8 +400,9 @@ def list_sessions(command: List) -> int:
     for name in store.session_names(data_dir):
         try:
             sessions.append(open_session(data_dir, name).summary())
-        except UserError as error:  # the others can be listed all the same
-            sessions.append({"name": name, "error": str(error)})
+        except (UserError, DatabaseError, OSError, LookupError, ValueError, TypeError) as error:
+            # damaged in whatever way: the others can be listed all the same
+            sessions.append({"name": name, "error": str(error).partition("\n")[0]})
     if command.json:
         print(json.dumps({"sessions": sessions}, allow_nan=False))
         return 0

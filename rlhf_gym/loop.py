@@ -76,7 +76,9 @@ def prepare(loop: Loop) -> None:
         Snapshot(agent, None, config, loop.info, START).save(session.checkpoint(START))
     if config.checkpoint_iterations == 0:
         seconds = measure_iteration(loop)
-        every = max(1, int(MAX_CHECKPOINT_SECONDS / 2 / seconds))  # half, as other work may slow the machine
+        # A power of two, and some way below the limit, so that the stopwatch's noise seldom changes it: the
+        # environments start anew there, so runs with another interval are other runs.
+        every = 2 ** max(0, math.floor(math.log2(0.8 * MAX_CHECKPOINT_SECONDS / seconds)))
         loop.config = replace(config, checkpoint_iterations=every)
         session.write_config(loop.config, seconds_per_iteration=seconds)
         iterations = math.ceil(config.agent_steps_per_round / (config.num_envs * config.num_steps))
@@ -129,11 +131,17 @@ def label(loop: Loop, where: Where) -> None:
 def fit_reward(loop: Loop, where: Where) -> None:
     """Trains the reward model on all labels there are; leaves it in the in-phase checkpoint of train_agent."""
     session, config, number = loop.session, loop.config, where.round
-    before, partial = loop.newest(number), session.partial(number, "train_reward")
+    partial = session.partial(number, "train_reward")
     state: dict[str, Any] = {"last_label_id": session.last_label_id(), "forgotten": session.forgotten()}
     if partial.exists():
         state = load_state(partial)  # on the CPU, where random states and the order of pairs live
-    save_state(partial, state)  # from here on the round's labels are fixed
+    else:
+        save_state(partial, state)  # from here on the round's labels are fixed, and undo refuses
+        batch = session.pairs(number, where.attempt)
+        if any(p.choice is None for p in batch) and not session.closed(number, where.attempt):
+            partial.unlink()  # an undo came first
+            return
+    before = loop.newest(number)
     until, after = state["last_label_id"], state["forgotten"]
     labels = load_labels(session, before.agent.from_env, config.seed, config.ensemble_size, after, until)
     model: RewardModel | None = None

@@ -62,7 +62,7 @@ def write_atomic(path: Path, data: bytes, durable: bool = True) -> None:
             if durable:
                 file.flush()
                 os.fsync(file.fileno())
-        os.replace(aside, path)
+        _replace(aside, path)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(aside)
@@ -73,6 +73,16 @@ def write_atomic(path: Path, data: bytes, durable: bool = True) -> None:
             os.fsync(directory)
         finally:
             os.close(directory)
+
+
+def _replace(aside: str, path: Path) -> None:
+    """os.replace. On Windows a file that someone reads cannot be replaced: it waits a moment and tries again."""
+    for _ in range(50 if os.name == "nt" else 0):
+        try:
+            return os.replace(aside, path)
+        except PermissionError:
+            time.sleep(0.02)
+    return os.replace(aside, path)
 
 
 def round_name(number: int) -> str:
@@ -502,7 +512,7 @@ def _insert(db: sa.Connection, table: sa.Table, row: Mapping[str, Any]) -> int:
 
 
 def _engine(database: Path) -> sa.Engine:
-    engine = sa.create_engine(f"sqlite:///{database}", connect_args={"timeout": 30.0})
+    engine = sa.create_engine(sa.URL.create("sqlite", database=str(database)), connect_args={"timeout": 30.0})
 
     @sa.event.listens_for(engine, "connect")
     def configure(connection: Any, _record: Any) -> None:
@@ -543,8 +553,11 @@ def create_session(data_dir: Path, name: str, config: Config, **header: Any) -> 
     """Makes the directory, the tables and, last, config.json: a directory without it is no session."""
     path = data_dir / check_name(name)
     try:
+        path.mkdir(parents=True)  # of two that start at once, one gets the name
         for sub in ("clips", "checkpoints", "videos", "tb"):
-            (path / sub).mkdir(parents=True, exist_ok=True)
+            (path / sub).mkdir()
+    except FileExistsError:
+        raise UserError(f"{path} exists already and is no session: choose another name with --session.") from None
     except OSError as error:
         raise UserError(f"Cannot write to {data_dir} ({error.strerror}): choose another with --data-dir.") from None
     session = Session(path)

@@ -102,9 +102,12 @@ class Agent(nn.Module):
         if not self.discrete:
             self.log_std = nn.Parameter(torch.zeros(outputs))
             low, high = np.asarray(info.action_low), np.asarray(info.action_high)
-            bounded = np.isfinite(low) & np.isfinite(high)
-            self.register_buffer("low", torch.as_tensor(np.where(bounded, low, -1.0), dtype=torch.float32))
-            self.register_buffer("high", torch.as_tensor(np.where(bounded, high, 1.0), dtype=torch.float32))
+            low = np.where(
+                np.abs(low) < 1e6, low, np.where(np.abs(high) < 1e6, high - 2, -1.0)
+            )  # open at one end, or both
+            high = np.where(np.abs(high) < 1e6, high, low + 2)
+            self.register_buffer("low", torch.as_tensor(low, dtype=torch.float32))
+            self.register_buffer("high", torch.as_tensor(high, dtype=torch.float32))
             self.action_shape = info.action_shape
 
     @staticmethod
@@ -151,8 +154,8 @@ class Agent(nn.Module):
         """The inverse of to_env, for continuous actions (B, *action_shape) -> (B, A) in [-1, 1]."""
         if self.discrete:
             return actions
-        spread = (self.high - self.low).flatten()
-        return ((actions.flatten(1) - self.low.flatten()) / spread * 2 - 1).clamp(-1, 1)
+        low, high = (bound.flatten().to(actions.device) for bound in (self.low, self.high))
+        return ((actions.flatten(1) - low) / (high - low).clamp_min(1e-8) * 2 - 1).clamp(-1, 1)
 
     @torch.no_grad()
     def act(self, obs: np.ndarray, generator: torch.Generator | None = None) -> np.ndarray:
@@ -538,8 +541,11 @@ def train_agent(
     if state is not None:
         agent.load_state_dict(state["agent"])
         optimizer.load_state_dict(state["optimizer"])
-        generator.set_state(state["generator"])
         begin = state["iteration"]
+        if len(state["generator"]) == len(generator.get_state()):
+            generator.set_state(state["generator"])
+        else:  # the session went on on another kind of device
+            generator.manual_seed(seed_from(*seed_path, begin))
     vec: Envs | None = None
     try:
         for iteration in range(begin, iterations):
@@ -557,7 +563,8 @@ def train_agent(
             roll, obs, true_rewards = rollout(agent, vec, obs, config, generator, device)
             roll.rewards = score(roll, true_rewards)
             advantages, returns = gae(roll, config, absorbing_reward)
-            stats = update(agent, optimizer, roll, advantages, returns, config, generator, iteration < warmup)
+            value_only = iteration < min(warmup, iterations // 4)  # a short round must move the policy, too
+            stats = update(agent, optimizer, roll, advantages, returns, config, generator, value_only)
             if agent.normalizer is not None:
                 agent.normalizer.update(roll.obs.flatten(0, 1))
             if report is not None:

@@ -103,7 +103,7 @@ class Guard:
             )
         if scope["method"] not in SAFE_METHODS:
             origin = headers.get("origin")
-            foreign = origin is not None and urlsplit(origin).netloc.lower() != host.lower()
+            foreign = origin is not None and origin.partition("://")[2].lower() != host.lower()
             if foreign or (origin is None and self.token is not None and not by_bearer):
                 return 403, (
                     f"Refused to write for origin {(origin or 'none')[:80]!r}: only this server's own pages, "

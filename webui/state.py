@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import threading
 import time
 from collections.abc import Sequence
@@ -219,7 +220,7 @@ class Sessions:
             return opened
 
     def resume_command(self, name: str) -> str:
-        where = "" if self.data_dir == Path("data") else f" --data-dir {self.data_dir}"
+        where = "" if self.data_dir == Path("data") else f" --data-dir {shlex.quote(str(self.data_dir))}"
         return f"rlhf-gym resume {name}{where}"
 
     def summaries(self) -> list[dict[str, Any]]:
@@ -228,7 +229,7 @@ class Sessions:
         for name in store.session_names(self.data_dir):
             try:
                 rows.append(self.open(name).summary())
-            except (UserError, sqlalchemy.exc.DatabaseError) as error:
+            except (UserError, sqlalchemy.exc.DatabaseError, OSError, LookupError, ValueError, TypeError) as error:
                 rows.append({"name": name, "error": str(error).partition("\n")[0]})
         return rows
 

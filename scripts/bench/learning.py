@@ -9,7 +9,6 @@ and machine time in all. Any setting of `rlhf-gym run` can be given.
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import statistics
 import sys
@@ -40,7 +39,7 @@ class Benchmark:
 def run_one(config: Config, info: envs.EnvInfo) -> tuple[list[int], list[float], float]:
     """One session from the first pair to the last. Returns labels, true returns by round, and seconds."""
     with tempfile.TemporaryDirectory() as directory:
-        session = store.create_session(Path(directory), "bench", config, info=dataclasses.asdict(info))
+        session = store.create_session(Path(directory), "bench", config, info=cli.as_json(info))
         began = time.monotonic()
         loop.run(session, config, info, Monitor(session, Console(file=io.StringIO())))
         seconds = time.monotonic() - began
