@@ -16,7 +16,7 @@ import tyro
 from tyro.conf import OmitArgPrefixes
 
 from rlhf_gym import __version__
-from rlhf_gym.config import Config, Settings, UserError, changed, resolve, validate_each
+from rlhf_gym.config import Config, Settings, UserError, changed, flag, program, resolve, validate_each
 
 if TYPE_CHECKING:
     from rlhf_gym.checkpoints import Snapshot
@@ -214,6 +214,7 @@ def run_session(command: Run, args: list[str]) -> int:
     data_dir, given = command.where.data_dir, explicit(command.settings, args)
     if command.session is not None and (data_dir / store.check_name(command.session) / "config.json").exists():
         return go_on(command.session, {"env_id": command.env_id, **given}, command.access, data_dir)
+    check_labeler(given, command.settings)
     info = envs.describe(validate_each(Config(**{"env_id": command.env_id, **given})))
     config = resolve({"env_id": command.env_id, **given}, info.kind)
     check(config, info)
@@ -222,6 +223,13 @@ def run_session(command: Run, args: list[str]) -> int:
     session = store.create_session(data_dir, name, config, info=as_json(info), versions=versions(), git=git_revision())
     say(f"Session {name} in {session.path}")
     return run_loop(session, config, info, server, command.access)
+
+
+def check_labeler(given: dict[str, Any], settings: Settings) -> None:
+    """Settings of the synthetic labeler mean nothing to a human one; whoever gives them expects something else."""
+    meant = sorted({"score", "mistake_rate", "tie_threshold", "skip_threshold"} & set(given))
+    if meant and settings.labeler == "human":
+        raise UserError(f"{flag(meant[0])} is for the synthetic labeler: add --labeler synthetic, or leave it out.")
 
 
 def resume_session(command: Resume, args: list[str]) -> int:
@@ -310,19 +318,20 @@ def run_loop(session: Session, config: Config, info: EnvInfo, server: Server | N
     """Shows the page (for a human) and runs the loop in this thread until it is done or interrupted."""
     from rich.console import Console
 
-    console = Console(stderr=True)
+    console = Console(stderr=True, width=None if sys.stderr.isatty() else 200)  # logs are not wrapped
     try:
-        if server is not None:
-            show(server, access, session.name)
-        from rlhf_gym import loop  # torch, after the page is up
-        from rlhf_gym.monitor import Monitor
+        with session.lock():  # at once, so that the page does not say that nothing runs
+            if server is not None:
+                show(server, access, session.name)
+            from rlhf_gym import loop  # torch, after the page is up
+            from rlhf_gym.monitor import Monitor
 
-        loop.run(session, config, info, Monitor(session, console))
+            loop.run(session, config, info, Monitor(session, console))
         if server is not None:
             say(f"All {config.rounds} rounds are done. The pages stay up until Ctrl-C.")
             wait_for_interrupt()
     except KeyboardInterrupt:
-        say(f"\nStopped; nothing is lost. Go on with: rlhf-gym resume {session.name}{data_dir_flag(session)}")
+        say(f"\nStopped; nothing is lost. Go on with: {program()} resume {session.name}{data_dir_flag(session)}")
         if server is None:
             return 130
     finally:
@@ -407,7 +416,7 @@ def list_sessions(command: List) -> int:
         print(json.dumps({"sessions": sessions}, allow_nan=False))
         return 0
     if not sessions:
-        print(f"No sessions in {data_dir}/. Start one: rlhf-gym run CartPole-v1")
+        print(f"No sessions in {data_dir}/. Start one: {program()} run CartPole-v1")
         return 0
     print_table(sessions)
     return 0

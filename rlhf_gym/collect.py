@@ -406,8 +406,13 @@ def collect(
     rendering = config.labeler == "human" or config.render
     needs_ram = info.kind == "atari" and bool(config.score)
 
+    whole = pool + 2 * fresh * (rendering or needs_ram)  # candidates, then the chosen ones again to be drawn
+
+    def drawn(n: int, _total: int) -> None:
+        report(pool + n, whole)
+
     for film in (False, True):
-        candidates = gather(snapshot, config, info, pool, steps, seed_path, report, film)
+        candidates = gather(snapshot, config, info, pool, steps, seed_path, lambda n, _: report(n, whole), film)
         rewards = None
         if snapshot.reward is not None:
             rewards = judge(snapshot.reward, snapshot.agent, [c.segment for c in candidates]).cpu().numpy()
@@ -415,7 +420,7 @@ def collect(
         chosen = sorted({i for row in rows for i in (row["left"], row["right"])})
         if film or not (rendering or needs_ram):
             break
-        if play_again([candidates[i] for i in chosen], config, shown_stride(info.fps), rendering, report):
+        if play_again([candidates[i] for i in chosen], config, shown_stride(info.fps), rendering, drawn):
             break
     position = {index: n for n, index in enumerate(chosen)}
     clips = [write_clip(session, directory, n, candidates[index], info) for n, index in enumerate(chosen)]

@@ -10,7 +10,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import shutil
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 FORMAT_VERSION = 1
@@ -204,6 +206,15 @@ RANGES: dict[str, tuple[float, float]] = {
 }  # fmt: skip
 
 MAX_GOAL_CHARS = 500
+
+
+def program() -> str:
+    """What the user types to call us: rlhf-gym where it is on the PATH, else the checkout's scripts/run.py."""
+    script = Path(__file__).resolve().parent.parent / "scripts" / "run.py"
+    if shutil.which("rlhf-gym") or not script.exists():
+        return "rlhf-gym"
+    here = Path.cwd()
+    return f"python3 {script.relative_to(here) if script.is_relative_to(here) else script}"
 
 
 def flag(name: str) -> str:

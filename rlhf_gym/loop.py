@@ -157,7 +157,7 @@ def fit_reward(loop: Loop, where: Where) -> None:
             batch = session.pairs(number, where.attempt)
             report(report.total, report.total, metrics | foresight(batch) | consistency(session))
     if model is None:
-        loop.monitor.say("No label says better or worse yet: the agent stays as it is. Label again.")
+        loop.monitor.say("No label says better or worse yet, so the agent stays as it is.")
     reward = model.state_dict() if model is not None else {}
     save_state(session.partial(number, "train_agent"), {"last_label_id": until, "reward": reward, "training": {}})
     partial.unlink()

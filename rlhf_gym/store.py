@@ -107,6 +107,7 @@ class Session:
         self.path = Path(path)
         self.name = self.path.name
         self.engine = _engine(self.path / "session.db")
+        self._lock = FileLock(self.path / "loop.lock", timeout=1.0)  # waits out a page that looks (see running)
 
     def close(self) -> None:
         self.engine.dispose()
@@ -390,7 +391,9 @@ class Session:
         """The round asked for, or the newest; raises UserError where it has no checkpoint."""
         rounds = self.trained_rounds()
         if not rounds:
-            raise UserError(f"Session {self.name!r} has no agent yet: run it first (rlhf-gym resume {self.name}).")
+            raise UserError(
+                f"Session {self.name!r} has no agent yet: run it first ({cfg.program()} resume {self.name})."
+            )
         if number is None:
             return rounds[-1]
         if number not in rounds:
@@ -452,27 +455,28 @@ class Session:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Held by the loop while it runs; it dies with its process.
+        """Held by the loop while it runs; it dies with its process. The one who holds it may take it again.
 
         Raises:
             UserError: another process runs this session.
         """
-        lock = FileLock(self.path / "loop.lock", timeout=1.0)  # waits out a page that looks (see running)
         try:
-            lock.acquire()
+            self._lock.acquire()
         except Timeout:
             pid = self.progress().get("pid", "?")
             raise UserError(
                 f"Session {self.name!r} is already running (process {pid}): stop that one first, or only watch "
-                "it: rlhf-gym serve."
+                f"it: {cfg.program()} serve."
             ) from None
         try:
             yield
         finally:
-            lock.release()
+            self._lock.release()
 
     def running(self) -> bool:
         """Whether some process runs this session's loop now."""
+        if self._lock.is_locked:
+            return True
         lock = FileLock(self.path / "loop.lock", timeout=0)
         try:
             lock.acquire()
@@ -581,7 +585,7 @@ def open_session(data_dir: Path, name: str) -> Session:
     if not (data_dir / name / "config.json").is_file():
         names = session_names(data_dir)
         have = f"Sessions: {', '.join(names[:8])}{' …' if len(names) > 8 else ''}." if names else "It has none yet."
-        raise UserError(f'No session "{name}" in {data_dir}/. {have} Start one: rlhf-gym run CartPole-v1.')
+        raise UserError(f'No session "{name}" in {data_dir}/. {have} Start one: {cfg.program()} run CartPole-v1.')
     session = Session(data_dir / name)
     session.header()  # a foreign format is refused here
     return session

@@ -319,6 +319,18 @@ def test_a_killed_phase_goes_on_from_its_last_checkpoint(tmp_path: Path, kill: K
     assert command("resume", "one", cwd=tmp_path, kill=more).status == 0, "work was done again"
 
 
+def test_a_label_pressed_while_the_reward_model_trains_waits_for_the_next_round(whole: Path, tmp_path: Path) -> None:
+    """What a round learns from is fixed before it learns, so that a kill does not change it."""
+    assert run(tmp_path, kill=Kill("rlhf_gym.loop:save_state", 2)).status == -signal.SIGKILL
+    session = session_in(tmp_path)
+    pair = next(p for p in session.pairs(0) if p.choice in ("left", "right"))
+    late = session.add_label("late", pair.id, "left" if pair.choice == "right" else "right", strength="strong")
+    assert command("resume", "one", "--rounds", "1", cwd=tmp_path).status == 0
+    assert same_tensors(session_in(whole).checkpoint(0), session.checkpoint(0), ignore=("meta",)) >= 8
+    assert json.loads(load_state(session.checkpoint(0))["meta"])["last_label_id"] == late - 1
+    session.close()
+
+
 def test_a_session_killed_again_and_again(whole: Path, tmp_path: Path) -> None:
     """Each process dies a little later than the one before it, in whatever phase that is."""
     assert run(tmp_path, kill=Kill("rlhf_gym.store:Session.add_label", 2)).status == -signal.SIGKILL

@@ -507,6 +507,15 @@ def test_a_writer_waits_for_the_other(session: Session) -> None:
     assert [p.choice for p in session.pairs()] == ["left", "left", None]
 
 
+def test_a_label_is_on_disk_before_it_is_acknowledged(session: Session) -> None:
+    """A power cut cannot be tried here; SQLite's promise for it can be asked for."""
+    for connect in (session.read, session.write):
+        with connect() as db:
+            assert db.exec_driver_sql("PRAGMA synchronous").scalar_one() == 2  # FULL
+            assert db.exec_driver_sql("PRAGMA journal_mode").scalar_one() == "wal"
+            assert db.exec_driver_sql("PRAGMA foreign_keys").scalar_one() == 1
+
+
 def test_a_killed_writer_leaves_whole_labels(session: Session) -> None:
     """What was acknowledged before a SIGKILL is there after it, and the database is sound."""
     code = WRITER.replace('    session.put_metrics(i, "train_agent", 0, {who: i, "both": i})\n', "").replace(

@@ -14,7 +14,7 @@ import sqlalchemy.exc
 from pydantic import BaseModel, Field, ValidationError
 
 from rlhf_gym import store
-from rlhf_gym.config import UserError
+from rlhf_gym.config import UserError, program
 from rlhf_gym.store import Session
 
 View = Literal["label", "train", "paused", "finished"]
@@ -221,7 +221,7 @@ class Sessions:
 
     def resume_command(self, name: str) -> str:
         where = "" if self.data_dir == Path("data") else f" --data-dir {shlex.quote(str(self.data_dir))}"
-        return f"rlhf-gym resume {name}{where}"
+        return f"{program()} resume {name}{where}"
 
     def summaries(self) -> list[dict[str, Any]]:
         """`Session.summary` of each, newest first; of one that cannot be read, its name and the reason."""
