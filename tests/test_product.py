@@ -70,7 +70,11 @@ def test_three_rounds_by_keyboard_teach_cartpole(page: Any, console: Any, tmp_pa
             attempt = batch[0].attempt
             page.wait_for_selector("canvas:visible", timeout=20_000)  # by itself: nobody refreshes
             for count, pair in enumerate(batch, 1):
-                page.wait_for_timeout(250)  # the page ignores the first moments of a new pair
+                stage = f"#stage[data-ready=true][data-pair='{pair.id}']"
+                page.wait_for_selector(stage, timeout=20_000)
+                # the page ignores the first moments of a new pair
+                shown = f'performance.now() - document.querySelector("{stage}")?.dataset.since'
+                until(lambda js=shown: (page.evaluate(js) or 0) > 200, 20, f"pair {pair.id} on screen for a moment")
                 page.keyboard.press(key_for(session, pair))
                 until(
                     lambda n=number, c=count, a=attempt: sum(p.choice is not None for p in session.pairs(n, a)) >= c,

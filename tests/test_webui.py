@@ -545,10 +545,16 @@ def shown(page: Any) -> int:
     return int(page.wait_for_selector(READY).get_attribute("data-pair"))
 
 
+def settle(page: Any) -> None:
+    """Waits until the pair on screen has been there for a moment, by the page's own clock."""
+    while not page.evaluate(f"performance.now() - document.querySelector('{READY}')?.dataset.since > {SETTLE}"):
+        page.wait_for_timeout(20)
+
+
 def press(page: Any, key: str) -> None:
     """A key, once the pair on screen takes one."""
     page.wait_for_selector(READY)
-    page.wait_for_timeout(SETTLE)
+    settle(page)
     page.keyboard.press(key)
 
 

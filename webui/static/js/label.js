@@ -266,6 +266,7 @@ export class Labeling {
       this.#note("");
       this.#stage.dataset.ready = "true";
       this.#stage.dataset.pair = pair.id;
+      this.#stage.dataset.since = this.#shownAt;
       this.#scrub.max = Math.max(pair.left.frames, pair.right.frames) - 1;
       this.#fit();
       this.#player.show(pair, sheets);
