@@ -34,7 +34,8 @@ def label_all(session: store.Session, number: int, *choices: str) -> None:
 
 
 def strip(page: Any) -> list[tuple[int, str, str]]:
-    """Pair, choice and sign of each thumbnail."""
+    """Pair, choice and sign of each thumbnail, once they are drawn: they wait for the frames that are due."""
+    page.wait_for_timeout(500)
     return page.locator("#strip button").evaluate_all(
         "all => all.map((e) => [Number(e.dataset.pair), e.dataset.choice, e.lastElementChild.textContent])"
     )
@@ -147,6 +148,7 @@ def test_the_strip_shows_the_last_ten_and_changes_one(page: Any, serve: Any, mak
     keys = ["ArrowLeft", "ArrowRight", "ArrowUp", "ArrowDown", "Shift+ArrowLeft"] + ["ArrowRight"] * 7
     for key in keys:
         press(page, key)
+    page.wait_for_selector(f"#strip button[data-pair='{ids[11]}']")
     assert strip(page) == [
         [ids[2], "equal", "="], [ids[3], "skip", "?"], [ids[4], "left", "←←"], *([i, "right", "→"] for i in ids[5:12]),
     ]  # fmt: skip

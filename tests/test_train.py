@@ -453,10 +453,10 @@ def test_actions_go_to_the_environment_and_back():
     inside = torch.tensor([[-1.0, 0.0, 0.5], [0.5, 1.0, -1.0]])
     taken = agent.to_env(inside)
     assert taken.dtype == np.float32
-    assert taken.tolist() == [[-2.0, 5.0, 0.5], [1.0, 10.0, -1.0]]
+    assert taken.tolist() == [[-2.0, 5.0, 4.5], [1.0, 10.0, 3.0]]  # open below: [3, 5]
     assert torch.allclose(agent.from_env(torch.as_tensor(taken)), inside)
     beyond = torch.tensor([[3.0, -7.0, 1.5]])
-    assert agent.to_env(beyond).tolist() == [[2.0, 0.0, 1.0]]
+    assert agent.to_env(beyond).tolist() == [[2.0, 0.0, 5.0]]
     assert agent.from_env(torch.as_tensor(agent.to_env(beyond))).tolist() == [[1.0, -1.0, 1.0]]
     discrete, actions = Agent(VECTOR, Config()), torch.tensor([1, 0])
     assert discrete.to_env(actions).tolist() == [1, 0]
