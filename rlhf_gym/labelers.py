@@ -125,7 +125,7 @@ def wait_for_human(session: Session, where: Where, report: Callable[[int, int], 
         report(now.labeled, now.pairs)
         if now.phase == "label":
             done_since = None
-        elif session.closed(where.round, where.attempt):
+        elif session.wishes().closed(where.round, where.attempt):
             return
         else:
             done_since = done_since or time.monotonic()

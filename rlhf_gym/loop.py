@@ -132,13 +132,13 @@ def fit_reward(loop: Loop, where: Where) -> None:
     """Trains the reward model on all labels there are; leaves it in the in-phase checkpoint of train_agent."""
     session, config, number = loop.session, loop.config, where.round
     partial = session.partial(number, "train_reward")
-    state: dict[str, Any] = {"last_label_id": session.last_label_id(), "forgotten": session.forgotten()}
+    state: dict[str, Any] = {"last_label_id": session.last_label_id(), "forgotten": session.wishes().forgotten}
     if partial.exists():
         state = load_state(partial)  # on the CPU, where random states and the order of pairs live
     else:
         save_state(partial, state)  # from here on the round's labels are fixed, and undo refuses
         batch = session.pairs(number, where.attempt)
-        if any(p.choice is None for p in batch) and not session.closed(number, where.attempt):
+        if any(p.choice is None for p in batch) and not session.wishes().closed(number, where.attempt):
             partial.unlink()  # an undo came first
             return
     before = loop.newest(number)

@@ -131,7 +131,7 @@ def retrain(command: Train, args: list[str]) -> None:
     info = envs.describe(config)
     device = checkpoints.pick_device(config, info)
     agent = checkpoints.new_agent(info, config, device)
-    labels = load_labels(session, agent.from_env, config.seed, config.ensemble_size, after=session.forgotten())
+    labels = load_labels(session, agent.from_env, config.seed, config.ensemble_size, after=session.wishes().forgotten)
     if labels is None:
         raise UserError(f"Session {session.name!r} has no label that says better or worse: label some pairs first.")
     model = checkpoints.new_reward_model(info, config, device, 0)

@@ -27,8 +27,10 @@ from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 from rlhf_gym import config as cfg
 from rlhf_gym.config import Config, UserError
 from rlhf_gym.tables import Clip as Clip
+from rlhf_gym.tables import Opinion as Opinion
 from rlhf_gym.tables import Pair as Pair
-from rlhf_gym.tables import clip_table, event_table, label_table, metric_table, pair_table, tables
+from rlhf_gym.tables import clip_table, event_table, label_table, metric_table, opinion_table, pair_table, tables
+from rlhf_gym.wishes import NONE, Wishes
 
 START = -1  # the round number of the untrained agent; its checkpoint is start.pt
 CHOICES = ("left", "right", "equal", "skip")
@@ -139,10 +141,14 @@ class Session:
         header = {"format": cfg.FORMAT_VERSION, **header, "config": json.loads(cfg.to_json(config))}
         write_atomic(self.path / "config.json", json.dumps(header, indent=2, allow_nan=False).encode())
 
+    def wishes(self) -> Wishes:
+        """What the person asked for."""
+        return Wishes(self.events())
+
     def goal(self) -> str:
         """The sentence above the clips: the newest that was set, else the one the session began with."""
-        events = self.events("goal")
-        return str(events[-1]["payload"]["text"]) if events else self.config.goal
+        text = self.wishes().goal
+        return self.config.goal if text is None else text
 
     # ------------------------------------------------------------------ transactions
 
@@ -153,6 +159,12 @@ class Session:
 
     def write(self) -> contextlib.AbstractContextManager[sa.Connection]:
         return self.engine.begin()  # BEGIN IMMEDIATE, see _engine
+
+    def add_missing_tables(self) -> None:
+        """A session may be from before a table was thought of."""
+        if set(tables.tables) - set(sa.inspect(self.engine).get_table_names()):
+            with self.write() as db:
+                tables.create_all(db)
 
     # ------------------------------------------------------------------ clips and pairs
 
@@ -202,11 +214,14 @@ class Session:
             newest = newest.where(label_table.c.id <= labels_until)
         current = newest.subquery()
         query = (
-            sa.select(pair_table, label_table.c.choice, label_table.c.strength, label_table.c.id.label("label_id"))
+            sa.select(
+                pair_table, label_table.c.choice, label_table.c.strength, label_table.c.id.label("label_id"),
+                label_table.c.created.label("labeled"), label_table.c.response_ms,
+            )
             .outerjoin(current, current.c.pair == pair_table.c.id)
             .outerjoin(label_table, label_table.c.id == current.c.id)
             .order_by(pair_table.c.round, pair_table.c.attempt, pair_table.c.position)
-        )
+        )  # fmt: skip
         if round is not None:
             query = query.where(pair_table.c.round == round)
         if attempt is not None:
@@ -291,7 +306,7 @@ class Session:
             number = max(self.trained_rounds(), default=START) + 1
             attempt = max((p.attempt for p in self.pairs(number)), default=0)
             in_training = any(self.partial(number, phase).exists() for phase in ("train_reward", "train_agent"))
-            if in_training or self.closed(number, attempt):
+            if in_training or self.wishes().closed(number, attempt):
                 raise ValueError(f"Nothing was taken back: the labels of round {number} have gone into training.")
             last = self.last_labeled_pair(number, attempt)
             if last is None:
@@ -314,9 +329,17 @@ class Session:
         self.add_event("forget", round, until_label=until)
         return until
 
-    def forgotten(self) -> int:
-        """The newest label row that no longer counts; 0 if all do."""
-        return max((int(e["payload"]["until_label"]) for e in self.events("forget")), default=0)
+    def put_opinions(self, opinions: Sequence[Opinion]) -> None:
+        """Stores what a reward model says of labeled pairs, in place of what an earlier one said."""
+        with self.write() as db:
+            db.execute(opinion_table.delete())
+            if opinions:
+                db.execute(opinion_table.insert(), [asdict(o) for o in opinions])
+
+    def opinions(self) -> dict[int, Opinion]:
+        """By pair; none for pairs that were labeled since, or whose label does not count."""
+        with self.read() as db:
+            return {row["pair"]: Opinion(**row) for row in db.execute(sa.select(opinion_table)).mappings()}
 
     # ------------------------------------------------------------------ events and metrics
 
@@ -378,6 +401,18 @@ class Session:
         for file in asides + done:
             file.unlink(missing_ok=True)
 
+    def live_video(self) -> Path:
+        """The agent that is being trained, as it was a moment ago."""
+        return self.path / "videos" / "live.mp4"
+
+    def episode(self, number: int) -> Path:
+        """What the model sees of the episode in a round's video, as a segment."""
+        return self.path / "videos" / f"{round_name(number)}.npz"
+
+    def verdict(self, number: int) -> Path:
+        """What the newest reward model says along the episode in a round's video (JSON, see episodes.py)."""
+        return self.path / "videos" / f"{round_name(number)}.json"
+
     def video(self, number: int) -> Path:
         return self.path / "videos" / f"{round_name(number)}.mp4"
 
@@ -415,29 +450,29 @@ class Session:
         Evaluation and video of a round come after the next batch is collected, so that the person can already
         label; only when no round is left is "record" a phase of its own, and after it "finished".
         """
-        number, rounds = max(self.trained_rounds(), default=START) + 1, self.config.rounds
-        if rounds and number >= rounds:
+        number, rounds, wishes = max(self.trained_rounds(), default=START) + 1, self.config.rounds, self.wishes()
+        plan, dropped = wishes.plan(number), max(wishes.dropped(number), default=NONE)
+        if rounds and number >= rounds and plan is None:
             return Where(number - 1, 0, "finished" if self.recorded(number - 1) else "record", 0, 0)
         pairs = self.pairs(number)
-        if not pairs:
-            return Where(number, 0, "collect", 0, 0)
-        attempt = max(p.attempt for p in pairs)
+        attempt = max((p.attempt for p in pairs), default=NONE)
         batch = [p for p in pairs if p.attempt == attempt]
         labeled = sum(p.choice is not None for p in batch)
+        if plan is not None and plan.practice:
+            return Where(number, max(attempt, 0), "train_agent", len(batch), labeled)
+        if attempt <= dropped or not pairs:
+            return Where(number, max(attempt, dropped) + 1, "collect", 0, 0)
         for phase in ("train_agent", "train_reward"):
             if self.partial(number, phase).exists():
                 return Where(number, attempt, phase, len(batch), labeled)
-        closed = self.closed(number, attempt)
+        closed = wishes.closed(number, attempt)
         if labeled < len(batch) and not closed:
             return Where(number, attempt, "label", len(batch), labeled)
         # nothing to learn from: once, other clips are collected
-        if attempt == 0 and not closed and not any(p.choice in ("left", "right") for p in batch):
-            return Where(number, 1, "collect", 0, 0)
+        again = any(a not in wishes.dropped(number) for a in range(attempt))
+        if not again and not closed and not any(p.choice in ("left", "right") for p in pairs):
+            return Where(number, attempt + 1, "collect", 0, 0)
         return Where(number, attempt, "train_reward", len(batch), labeled)
-
-    def closed(self, round: int, attempt: int) -> bool:
-        """Whether the person said: train on what is labeled so far."""
-        return any(e["round"] == round and e["payload"].get("attempt") == attempt for e in self.events("close"))
 
     # ------------------------------------------------------------------ progress and the lock
 
@@ -490,12 +525,14 @@ class Session:
 
     def summary(self) -> dict[str, Any]:
         """What `rlhf-gym list` and the list of sessions show, JSON-able."""
-        where, config = self.where(), self.config
+        where, config, wishes = self.where(), self.config, self.wishes()
         pairs = self.pairs()
         with self.read() as db:
             newest = db.execute(sa.select(sa.func.max(label_table.c.created))).scalar_one()
         return {
             "name": self.name,
+            "title": wishes.title,
+            "archived": wishes.archived,
             "env_id": config.env_id,
             "goal": self.goal(),
             "labeler": config.labeler,
@@ -588,6 +625,7 @@ def open_session(data_dir: Path, name: str) -> Session:
         raise UserError(f'No session "{name}" in {data_dir}/. {have} Start one: {cfg.program()} run CartPole-v1.')
     session = Session(data_dir / name)
     session.header()  # a foreign format is refused here
+    session.add_missing_tables()
     return session
 
 

@@ -32,7 +32,7 @@ pair_table = sa.Table(
     sa.Column("position", sa.Integer, nullable=False),
     sa.Column("left_clip", sa.ForeignKey("clip.id"), nullable=False),
     sa.Column("right_clip", sa.ForeignKey("clip.id"), nullable=False),
-    sa.Column("kind", sa.String, nullable=False),  # uniform, disagreement, repeat
+    sa.Column("kind", sa.String, nullable=False),  # uniform, disagreement, different, repeat
     sa.Column("repeat_of", sa.ForeignKey("pair.id")),
     sa.Column("p_left", sa.Float),  # what the reward model said before the label: P(left is better)
     sa.Column("disagreement", sa.Float),
@@ -57,11 +57,19 @@ label_table = sa.Table(
 event_table = sa.Table(
     "event", tables,
     sa.Column("id", sa.Integer, primary_key=True),
-    sa.Column("kind", sa.String, nullable=False),  # close, goal, settings, stop …
+    sa.Column("kind", sa.String, nullable=False),  # goal, close, plan, stop …: see wishes.py
     sa.Column("round", sa.Integer, nullable=False),
     sa.Column("payload", sa.JSON, nullable=False),
     sa.Column("created", sa.Float, nullable=False),
     sqlite_autoincrement=True,
+)  # fmt: skip
+
+opinion_table = sa.Table(  # what the newest reward model says of the labeled pairs
+    "opinion", tables,
+    sa.Column("pair", sa.ForeignKey("pair.id"), primary_key=True),
+    sa.Column("round", sa.Integer, nullable=False),  # of the reward model
+    sa.Column("p_left", sa.Float, nullable=False),  # P(left is better), of the members that did not learn from the pair
+    sa.Column("members", sa.Integer, nullable=False),  # how many those are; 0: all learned from it and all are asked
 )  # fmt: skip
 
 metric_table = sa.Table(
@@ -108,3 +116,13 @@ class Pair:
     choice: str | None = None  # the current label, if any
     strength: str = "normal"
     label_id: int | None = None
+    labeled: float | None = None  # when, in seconds since 1970
+    response_ms: int | None = None
+
+
+@dataclass(frozen=True)
+class Opinion:
+    pair: int
+    round: int
+    p_left: float
+    members: int

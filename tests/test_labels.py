@@ -144,10 +144,10 @@ def test_forgotten_labels_do_not_count(session):
     pairs = session.pairs()
     for n in range(3):
         session.add_label(f"a{n}", pairs[n].id, "left")
-    assert session.forgotten() == 0
-    assert session.forget(0) == session.last_label_id() == session.forgotten()
-    assert load_labels(session, double, seed=1, members=2, after=session.forgotten()) is None
+    assert session.wishes().forgotten == 0
+    assert session.forget(0) == session.last_label_id() == session.wishes().forgotten
+    assert load_labels(session, double, seed=1, members=2, after=session.wishes().forgotten) is None
     session.add_label("new", pairs[1].id, "right")
-    found = load_labels(session, double, seed=1, members=2, after=session.forgotten())
+    found = load_labels(session, double, seed=1, members=2, after=session.wishes().forgotten)
     assert [p.id for p in found.pairs] == [pairs[1].id]
     assert found.target.tolist() == pytest.approx([0.05])

@@ -307,10 +307,10 @@ def test_a_closed_batch_is_trained_on_with_what_labels_there_are(session: Sessio
     session.add_event("close", 1, attempt=0)
     session.add_event("goal", 0, attempt=0, text="up")
     assert session.where().phase == "label"  # none of these is this batch's
-    assert not session.closed(0, 0)
+    assert not session.wishes().closed(0, 0)
     session.add_label("a", ids[0], "equal")
     session.add_event("close", 0, attempt=0)
-    assert session.closed(0, 0)
+    assert session.wishes().closed(0, 0)
     assert session.where() == Where(0, 0, "train_reward", 3, 1)  # ties alone, but the person said so
 
 
@@ -720,7 +720,7 @@ def test_a_summary_is_json(session: Session) -> None:
     assert time.time() - summary.pop("last_activity") < 60
     assert summary == dict(
         name="one", env_id="CartPole-v1", goal="", labeler="synthetic", round=0, phase="label", running=False,
-        labels=1, pairs=3, true_returns=[{"round": START, "mean": 9.5}],
+        labels=1, pairs=3, true_returns=[{"round": START, "mean": 9.5}], title="", archived=False,
     )  # fmt: skip
 
 

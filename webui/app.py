@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import sqlalchemy.exc
-from fastapi import Depends, FastAPI, HTTPException, Query, Response
+from fastapi import FastAPI, HTTPException, Query, Response
 from fastapi import Path as PathParameter
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse
@@ -21,13 +21,13 @@ from starlette.requests import Request
 
 import rlhf_gym.store as store
 from rlhf_gym.config import MAX_GOAL_CHARS, UserError
-from webui import charts
+from webui import charts, dashboard, shelf, steering
+from webui.found import Found
 from webui.security import Guard
 from webui.state import (
     Batch,
     Goal,
     Labeled,
-    Open,
     Pair,
     Sessions,
     State,
@@ -145,14 +145,8 @@ def create_app(
         detail = f"The session's database cannot be used just now ({error.orig}): nothing was changed, try again."
         return problem(request, 503, detail)
 
-    def find(session: str) -> Open:
-        try:
-            return sessions.open(session)
-        except UserError as error:
-            there = store.NAME.fullmatch(session) and (sessions.data_dir / session / "config.json").is_file()
-            raise HTTPException(409 if there else 404, str(error)) from None
-
-    Found = Annotated[Open, Depends(find)]
+    for part in (dashboard, shelf, steering):
+        app.include_router(part.router)
 
     # ------------------------------------------------------------------ pages
 
@@ -227,9 +221,10 @@ def create_app(
         return FileResponse(path, media_type="image/png", headers={"Cache-Control": caching})
 
     @app.get("/api/s/{session}/videos/{name}.mp4", response_class=FileResponse)
-    def video(found: Found, name: Annotated[str, PathParameter(pattern=r"^(start|r\d{3,9})$")]) -> Response:
-        """A video of the agent after a round: start, r000, r001 …; answers byte ranges."""
-        path = found.session.video(store.START if name == "start" else int(name[1:]))
+    def video(found: Found, name: Annotated[str, PathParameter(pattern=r"^(live|start|r\d{3,9})$")]) -> Response:
+        """A video of the agent after a round: start, r000, r001 …, or live; answers byte ranges."""
+        number = int(name[1:]) if name[0] == "r" else store.START
+        path = found.session.live_video() if name == "live" else found.session.video(number)
         if path.name != f"{name}.mp4" or not path.is_file():
             raise HTTPException(404, f"Session {found.session.name!r} has no video {name}.mp4.")
         return FileResponse(path, media_type="video/mp4", headers={"Cache-Control": "private, no-cache"})

@@ -16,6 +16,7 @@ from pydantic import BaseModel, Field, ValidationError
 from rlhf_gym import store
 from rlhf_gym.config import UserError, program
 from rlhf_gym.store import Session
+from rlhf_gym.wishes import Plan
 
 View = Literal["label", "train", "paused", "finished"]
 
@@ -74,12 +75,20 @@ class Progress(BaseModel):
     speed: float | None = Field(default=None, description="units a second, waiting not counted")
     eta: float | None = Field(default=None, description="seconds left of the phase")
     message: str | None = None
+    paused: bool = Field(default=False, description="by the person, until they continue")
     numbers: dict[str, float | None] = {}
 
 
 class Video(BaseModel):
     round: int = Field(description="-1: the untrained agent")
     url: str
+
+
+class Live(BaseModel):
+    """An episode of the agent that is being trained, as it was a moment ago, and one of the round before."""
+
+    now: Video
+    before: Video | None
 
 
 class Return(BaseModel):
@@ -106,6 +115,7 @@ class State(BaseModel):
 
     name: str
     created: float = Field(description="tells sessions of one name apart")
+    title: str = Field(description="what to call it; the name, unless it was given another")
     env_id: str
     labeler: str
     goal: str
@@ -121,6 +131,12 @@ class State(BaseModel):
     last_label: int
     progress: Progress | None
     video: Video | None = Field(description="the newest video of the agent")
+    live: Live | None = Field(description="while the agent is being trained")
+    trained: list[int] = Field(description="rounds that have an agent, oldest first; -1: the untrained one")
+    base: int = Field(description="the round whose agent this round begins with")
+    star: int | None = Field(description="the round that the person likes best")
+    clip_factor: float = Field(description="clips are that much longer than they were at first")
+    differ: bool = Field(description="whether clips are paired that differ more")
     true_returns: list[Return]
     consistency: Consistency | None = Field(description="null while a batch is being labeled, or without repeats")
 
@@ -130,6 +146,7 @@ class Stored(BaseModel):
 
     name: str
     created: float
+    title: str
     env_id: str
     labeler: str
     goal: str
@@ -142,6 +159,12 @@ class Stored(BaseModel):
     labeled: int
     last_label: int
     video: Video | None
+    live: Live | None
+    trained: list[int]
+    base: int
+    star: int | None
+    clip_factor: float
+    differ: bool
     true_returns: list[Return]
     consistency: Consistency | None
 
@@ -243,12 +266,15 @@ class Sessions:
 def read_stored(session: Session, resume: str) -> Stored:
     last_label = session.last_label_id()  # first, so that what follows knows at least of that one
     header, config, where = session.header(), session.config, session.where()
+    wishes, trained = session.wishes(), session.trained_rounds()
+    plan = wishes.plan(where.round)
     return Stored(
         name=session.name,
+        title=wishes.title or session.name,
         created=float(header.get("created") or 0.0),
         env_id=config.env_id,
         labeler=config.labeler,
-        goal=session.goal(),
+        goal=config.goal if wishes.goal is None else wishes.goal,
         rounds=config.rounds,
         resume=resume,
         round=where.round,
@@ -258,6 +284,12 @@ def read_stored(session: Session, resume: str) -> Stored:
         labeled=where.labeled,
         last_label=last_label,
         video=newest_video(session),
+        live=read_live(session, where, plan),
+        trained=trained,
+        base=plan.agent if plan is not None else where.round - 1,
+        star=wishes.star,
+        clip_factor=wishes.clip_factor,
+        differ=wishes.differ,
         true_returns=[Return(round=r, mean=v) for r, v in sorted(session.true_returns().items())],
         consistency=read_consistency(session, where),
     )
@@ -369,13 +401,27 @@ def sheet_version(session: Session, clip: store.Clip) -> str | None:
     return f"{path.stat().st_mtime_ns:x}" if path else None
 
 
+def show_video(session: Session, number: int, path: Path) -> Video | None:
+    """None where there is no such file."""
+    try:
+        version = path.stat().st_mtime_ns
+    except OSError:
+        return None
+    return Video(round=number, url=f"/api/s/{session.name}/videos/{path.name}?v={version:x}")
+
+
 def newest_video(session: Session) -> Video | None:
-    for number in reversed(session.trained_rounds()):
-        path = session.video(number)
-        if path.is_file():
-            url = f"/api/s/{session.name}/videos/{path.name}?v={path.stat().st_mtime_ns:x}"
-            return Video(round=number, url=url)
-    return None
+    shown = (show_video(session, n, session.video(n)) for n in reversed(session.trained_rounds()))
+    return next((video for video in shown if video is not None), None)
+
+
+def read_live(session: Session, where: store.Where, plan: Plan | None) -> Live | None:
+    """Only while the agent is being trained: an older one is of a round that is over."""
+    now = show_video(session, where.round, session.live_video()) if where.phase == "train_agent" else None
+    if now is None:
+        return None
+    before = plan.agent if plan is not None else where.round - 1
+    return Live(now=now, before=show_video(session, before, session.video(before)))
 
 
 def _stamp(session: Session) -> tuple[Any, ...]:

@@ -53,6 +53,8 @@ const calls = new Calls();
 const tour = new Tour();
 const keys = new Keys(() => keyList.paint());
 const keyList = new KeyList(keys);
+let dashboard = null; // loaded when it is first looked at
+let looking = false; // at the dashboard, though pairs wait for labels
 let batch = null; // the newest that was to be labeled, as far as we have seen
 let first = true;
 
@@ -63,8 +65,12 @@ function show(next) {
   }
   const before = app.dataset.view;
   state = next;
-  app.dataset.view = state.view;
-  const judging = state.view === "label";
+  const wanted = state.view === "label";
+  if (!wanted) looking = false;
+  const judging = wanted && !looking;
+  app.dataset.view = judging ? "label" : wanted ? "dashboard" : state.view;
+  $("views").hidden = !wanted;
+  for (const button of $("views").children) button.ariaCurrent = (button.dataset.to === "label") === judging ? "page" : null;
   $("label-view").hidden = !judging;
   $("watch-view").hidden = judging;
   $("count").hidden = $("bar").hidden = !judging;
@@ -76,15 +82,25 @@ function show(next) {
   if (judging) {
     labeling.update(state);
     watch.leave();
+    dashboard?.leave();
   } else {
     labeling.leave();
     watch.show(state);
+    showDashboard();
     if (before === "label") watch.enter();
   }
-  callBack(judging ? `${state.round}-${state.attempt}` : null);
+  callBack(wanted ? `${state.round}-${state.attempt}` : null);
   calls.offer(state.view === "train" && state.labeler === "human");
   tour.offer(judging && state.labeled < 3, state.video?.round === -1 ? state.video : null);
   document.title = `${titleOf(state)} · ${state.name}`;
+}
+
+async function showDashboard() {
+  if (!dashboard) {
+    const { Dashboard } = await import("./dashboard.js");
+    dashboard ??= new Dashboard(base, say);
+  }
+  if (!$("watch-view").hidden) dashboard.show(state);
 }
 
 /** ready: the batch that waits for the person now, or null. */
@@ -115,7 +131,13 @@ function showTrouble() {
 
 keys.listen((what, strong) => {
   if (what === "help") menu.showModal();
-  else if (state.view === "label") labeling.act(what, strong);
+  else if (app.dataset.view === "label") labeling.act(what, strong);
+});
+$("views").addEventListener("click", (event) => {
+  const to = event.target.closest("button")?.dataset.to;
+  if (!to) return;
+  looking = to === "dashboard";
+  show(state);
 });
 $("menu-button").addEventListener("click", () => menu.showModal());
 menu.addEventListener("click", (event) => {

@@ -1,0 +1,24 @@
+"""The session that an address names, as the routes get it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import Depends, HTTPException
+from starlette.requests import Request
+
+from rlhf_gym import store
+from rlhf_gym.config import UserError
+from webui.state import Open, Sessions
+
+
+def find(request: Request, session: str) -> Open:
+    sessions: Sessions = request.app.state.sessions
+    try:
+        return sessions.open(session)
+    except UserError as error:
+        there = store.NAME.fullmatch(session) and (sessions.data_dir / session / "config.json").is_file()
+        raise HTTPException(409 if there else 404, str(error)) from None
+
+
+Found = Annotated[Open, Depends(find)]

@@ -1,0 +1,5 @@
+"""Order among the sessions: titles, the archive, the trash, a thumbnail of each."""
+
+from fastapi import APIRouter
+
+router = APIRouter()

@@ -1,0 +1,4 @@
+export class Browser {
+  show() {}
+  leave() {}
+}

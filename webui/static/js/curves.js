@@ -1,0 +1,4 @@
+export class Curves {
+  show() {}
+  leave() {}
+}

@@ -1,0 +1,4 @@
+export class Wall {
+  show() {}
+  leave() {}
+}
