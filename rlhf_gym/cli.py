@@ -292,11 +292,10 @@ def open_session(data_dir: Path, name: str) -> Session:
 
     from rlhf_gym import store
 
-    session = store.open_session(data_dir, name)
     try:
+        session = store.open_session(data_dir, name)
         session.last_label_id()
     except DatabaseError as error:
-        session.close()
         raise UserError(f"Session {name!r} has no readable session.db ({error.orig}).") from None
     return session
 
@@ -318,6 +317,8 @@ def run_loop(session: Session, config: Config, info: EnvInfo, server: Server | N
     """Shows the page (for a human) and runs the loop in this thread until it is done or interrupted."""
     from rich.console import Console
 
+    from rlhf_gym.control import Stopped
+
     console = Console(stderr=True, width=None if sys.stderr.isatty() else 200)  # logs are not wrapped
     try:
         with session.lock():  # at once, so that the page does not say that nothing runs
@@ -327,12 +328,13 @@ def run_loop(session: Session, config: Config, info: EnvInfo, server: Server | N
             from rlhf_gym.monitor import Monitor
 
             loop.run(session, config, info, Monitor(session, console))
-        if server is not None:
-            say(f"All {config.rounds} rounds are done. The pages stay up until Ctrl-C.")
-            wait_for_interrupt()
-    except KeyboardInterrupt:
+        while server is not None:
+            say("All rounds are done. The pages stay up until Ctrl-C, and more rounds can be asked for there.")
+            wait_for_more(session)
+            loop.run(session, session.config, info, Monitor(session, console))
+    except (KeyboardInterrupt, Stopped) as end:
         say(f"\nStopped; nothing is lost. Go on with: {program()} resume {session.name}{data_dir_flag(session)}")
-        if server is None:
+        if server is None and isinstance(end, KeyboardInterrupt):
             return 130
     finally:
         if server is not None:
@@ -364,6 +366,12 @@ def show(server: Server, access: Access, session: str | None) -> None:
     say(f"Open {server.page(session)}")
     if access.browser:
         open_browser(server.page(session))
+
+
+def wait_for_more(session: Session) -> None:
+    """Sleeps while the session is finished; the person may ask for more on the page."""
+    while session.where().phase == "finished":
+        time.sleep(0.5)
 
 
 def wait_for_interrupt() -> None:

@@ -26,7 +26,8 @@ from rlhf_gym.train import REFERENCE_STEPS, Agent, RewardModel, seed_from
 MAX_SHOWN_FPS = 30.0  # more frames cost rendering time and memory, and nobody judges better for them
 MAX_SIDE = 600  # pixels of a clip's longer side
 MAX_SHEET_PIXELS = 12_000_000  # of one sprite sheet: 48 MB once the browser has decoded it
-CANDIDATE_PAIRS = 10  # candidate pairs per pair chosen by disagreement
+CANDIDATE_PAIRS = 10  # candidate pairs per pair chosen by disagreement, or because its clips look different
+DIFFERENT_FRACTION = 0.75  # where different clips are wanted; the rest stay uniform, to measure the reward model by
 
 Report = Callable[[int, int], None]
 
@@ -279,18 +280,41 @@ def expit(x: np.ndarray) -> np.ndarray:
     return 0.5 * (1 + np.tanh(0.5 * x))  # does not overflow
 
 
+def looks(segments: Sequence[Segment]) -> np.ndarray:
+    """What tells clips apart to the eye, roughly: (C, D), each column standardised over the clips.
+
+    Mean and spread of each observation over the clip's steps (images: of the newest frame, in coarse blocks), and how
+    much of it lies after the episode's end.
+    """
+    rows = []
+    for segment in segments:
+        x = segment.observations
+        if x.ndim == 4:  # (T, S, H, W)
+            block = max(1, min(x.shape[2:]) // 8)
+            height, width = (side // block * block for side in x.shape[2:])
+            blocks = x[:, -1, :height, :width].reshape(len(x), height // block, block, width // block, block)
+            x = blocks.mean((2, 4))
+        flat = x.reshape(len(x), -1).astype(np.float64)
+        rows.append(np.concatenate([flat.mean(0), flat.std(0), [segment.absorbing.mean()]]))
+    table = np.nan_to_num(np.stack(rows))
+    return (table - table.mean(0)) / np.maximum(table.std(0), 1e-8)
+
+
 def choose_pairs(
-    candidates: int, count: int, rewards: np.ndarray | None, disagreement_fraction: float, rng: np.random.Generator
-) -> list[dict[str, Any]]:
+    candidates: int, count: int, rewards: np.ndarray | None, disagreement_fraction: float, rng: np.random.Generator,
+    features: np.ndarray | None = None,
+) -> list[dict[str, Any]]:  # fmt: skip
     """Chooses `count` pairs of different clips: some at random, some because the members disagree about them.
 
     Args:
-        rewards: (K, C) raw clip rewards by member; None without a reward model, then all pairs are uniform.
+        rewards: (K, C) raw clip rewards by member; None without a reward model, then none is chosen by disagreement.
+        features: (C, D) of `looks`; with it most pairs that would be drawn at random are pairs that look different.
 
     Returns:
         rows of the pair table: left, right (positions among the candidates), kind, p_left, disagreement.
     """
-    uniform = count if rewards is None else count - round(count * disagreement_fraction)
+    disagreeing = 0 if rewards is None else round(count * disagreement_fraction)
+    different = 0 if features is None else round((count - disagreeing) * DIFFERENT_FRACTION)
     free = list(rng.permutation(candidates))
 
     def row(left: int, right: int, kind: str) -> dict[str, Any]:
@@ -300,17 +324,27 @@ def choose_pairs(
             row |= {"p_left": finite(p.mean()), "disagreement": finite(p.std())}
         return row
 
-    rows = [row(free.pop(), free.pop(), "uniform") for _ in range(uniform)]
-    tries = [rng.choice(free, 2, replace=False) for _ in range(CANDIDATE_PAIRS * (count - uniform))]
-    ranked = sorted((row(a, b, "disagreement") for a, b in tries), key=lambda r: -(r["disagreement"] or 0.0))
-    used: set[int] = set()
-    for r in ranked:
-        if len(rows) < count and not used & {r["left"], r["right"]}:
-            rows.append(r)
-            used |= {r["left"], r["right"]}
-    rest = [c for c in free if c not in used]
-    while len(rows) < count:  # the tries overlapped too much
-        rows.append(row(rest.pop(), rest.pop(), "disagreement"))
+    def ranked(kind: str, wanted: int, worth: Callable[[dict[str, Any]], float]) -> list[dict[str, Any]]:
+        """The best of many random pairs of free clips, each clip at most once."""
+        drawn = [rng.choice(free, 2, replace=False) for _ in range(CANDIDATE_PAIRS * wanted)]
+        tries = [row(left, right, kind) for left, right in drawn]
+        chosen: list[dict[str, Any]] = []
+        for r in sorted(tries, key=worth, reverse=True):
+            if len(chosen) < wanted and r["left"] in free and r["right"] in free:
+                chosen.append(r)
+                free.remove(r["left"])
+                free.remove(r["right"])
+        while len(chosen) < wanted:  # the tries overlapped too much
+            chosen.append(row(free.pop(), free.pop(), kind))
+        return chosen
+
+    def distance(r: dict[str, Any]) -> float:
+        assert features is not None
+        return float(np.square(features[r["left"]] - features[r["right"]]).mean())
+
+    rows = [row(free.pop(), free.pop(), "uniform") for _ in range(count - disagreeing - different)]
+    rows += ranked("different", different, distance)
+    rows += ranked("disagreement", disagreeing, lambda r: r["disagreement"] or 0.0)
     return [rows[i] for i in rng.permutation(count)]
 
 
@@ -389,20 +423,24 @@ def write_clip(session: Session, directory: Path, number: int, candidate: Candid
 
 
 def collect(
-    session: Session, snapshot: Snapshot, config: Config, info: EnvInfo, number: int, attempt: int, report: Report
-) -> None:
+    session: Session, snapshot: Snapshot, config: Config, info: EnvInfo, number: int, attempt: int, report: Report,
+    longer: float = 1.0, differ: bool = False,
+) -> None:  # fmt: skip
     """Collects the pairs of a round: after it, and not before, they are in the database, files and all.
 
     Args:
-        attempt: 1 if the first batch of this round taught nothing: clips of twice the length.
+        attempt: which batch of this round; an earlier one taught nothing, or the person wanted another.
+        longer: how many times the usual length the clips have.
+        differ: whether the clips of a pair shall look different.
     """
     seed_path = (config.seed, number, PHASE_SEED["collect"], attempt)
     rng = np.random.default_rng(seed_path)
     directory = session.clear_batch_files(number, attempt)
     repeats = choose_repeats(session, number, round(config.pairs_per_round * config.repeat_fraction), rng)
     fresh = config.pairs_per_round - len(repeats)
-    steps = clip_steps(config, info, longer=2.0**attempt)
-    pool = 2 * fresh if snapshot.reward is None else round(2 * fresh * config.pool_factor)
+    steps = clip_steps(config, info, longer)
+    choosing = snapshot.reward is not None or differ
+    pool = round(2 * fresh * config.pool_factor) if choosing else 2 * fresh
     rendering = config.labeler == "human" or config.render
     needs_ram = info.kind == "atari" and bool(config.score)
 
@@ -416,7 +454,8 @@ def collect(
         rewards = None
         if snapshot.reward is not None:
             rewards = judge(snapshot.reward, snapshot.agent, [c.segment for c in candidates]).cpu().numpy()
-        rows = choose_pairs(len(candidates), fresh, rewards, config.disagreement_fraction, rng)
+        features = looks([c.segment for c in candidates]) if differ else None
+        rows = choose_pairs(len(candidates), fresh, rewards, config.disagreement_fraction, rng, features)
         chosen = sorted({i for row in rows for i in (row["left"], row["right"])})
         if film or not (rendering or needs_ram):
             break

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from rlhf_gym.config import Config, UserError
 from rlhf_gym.envs import EnvInfo, Envs, Twin
 from rlhf_gym.labelers import Score, ScoredClip
 from rlhf_gym.train import Agent, seed_from
+from rlhf_gym.verdicts import video_fps, video_stride
 
 STEP_CAP = 27_000  # of an episode; Atari's own limit of 108,000 frames
 EVAL_ENVS = 8
@@ -144,15 +147,30 @@ class RamReader:
 # ---------------------------------------------------------------------------------------------- videos
 
 
-def film_episode(agent: Agent, config: Config, seed: int, greedy: bool, max_steps: int) -> Iterator[np.ndarray]:
-    """Plays one episode and yields its frames (H, W, 3), one for each step and the last."""
+@dataclass
+class Played:
+    """An episode as it was filmed."""
+
+    steps: list[tuple[np.ndarray, np.ndarray, float]] = field(default_factory=list)  # observation, action, true reward
+    end: np.ndarray | None = None  # the terminal observation, if it ended by itself
+
+
+def film_episode(
+    agent: Agent, config: Config, seed: int, greedy: bool, max_steps: int, played: Played | None = None
+) -> Generator[np.ndarray]:
+    """Plays one episode and yields its frames (H, W, 3), one for each step and the last; fills in `played`."""
     twin = Twin(config)
     generator = generator_for(greedy, agent, (seed,))
     try:
         obs = twin.reset(seed)
         for _ in range(max_steps):
             yield twin.frame()
-            obs, _, terminated, truncated, _ = twin.step(agent.act(obs[None], generator)[0])
+            action = agent.act(obs[None], generator)[0]
+            following, reward, terminated, truncated, _ = twin.step(action)
+            if played is not None:
+                played.steps.append((obs, action, reward))
+                played.end = following if terminated else None
+            obs = following
             if terminated or truncated:
                 break
         yield twin.frame()
@@ -169,28 +187,38 @@ def record_video(
     episodes: int = 1,
     greedy: bool | None = None,
     max_seconds_shown: float = 30.0,
+    max_seconds: float = float("inf"),
+    first_seed: int = 0,
+    played: Played | None = None,
     report: Callable[[int, int], None] | None = None,
 ) -> Path:
     """Writes episodes one after another as H.264 mp4 in real time, at 30 frames a second or fewer; atomically.
 
     Args:
         max_seconds_shown: of each episode, in seconds of play.
+        max_seconds: that the recording itself may take; what has been played by then is the video.
+        first_seed: another number, another episode.
+        played: gets the last episode's steps.
     """
     greedy = info.kind != "atari" if greedy is None else greedy
-    stride = max(1, round(info.fps / 30))
+    stride, began = video_stride(info), time.monotonic()
     max_steps = max(1, int(max_seconds_shown * info.fps))
     aside = path.with_name(f".{path.stem}.mp4")  # not shown until it is whole
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with iio.imopen(aside, "w", plugin="pyav") as file:
-            file.init_video_stream("libx264", fps=round(info.fps / stride), pixel_format="yuv420p")
+            file.init_video_stream("libx264", fps=video_fps(info), pixel_format="yuv420p")
             for episode in range(episodes):
-                seed = seed_from(config.seed, PHASE_SEED["record"], episode) >> 1
-                for t, frame in enumerate(film_episode(agent, config, seed, greedy, max_steps)):
-                    if t % stride == 0:
-                        file.write_frame(even(enlarge(frame)))
-                    if report is not None:
-                        report(episode * max_steps + t, episodes * max_steps)
+                seed = seed_from(config.seed, PHASE_SEED["record"], first_seed + episode) >> 1
+                film = film_episode(agent, config, seed, greedy, max_steps, played)
+                with contextlib.closing(film):
+                    for t, frame in enumerate(film):
+                        if t % stride == 0:
+                            file.write_frame(even(enlarge(frame)))
+                        if report is not None:
+                            report(episode * max_steps + t, episodes * max_steps)
+                        if time.monotonic() - began > max_seconds:
+                            break
         aside.replace(path)
     except OSError as error:
         raise UserError(f"Cannot write the video {path} ({error.strerror or error}).") from None

@@ -7,6 +7,7 @@ What comes next is read off the disk each time (`Session.where`), so whatever st
 
 from __future__ import annotations
 
+import contextlib
 import math
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,14 +15,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from rlhf_gym import checkpoints, collect, evaluate, labelers
+from rlhf_gym import checkpoints, collect, evaluate, labelers, verdicts
 from rlhf_gym.checkpoints import PHASE_SEED, Snapshot, load_state, save_state
 from rlhf_gym.config import Config
+from rlhf_gym.control import Control, Replanned
 from rlhf_gym.envs import EnvInfo
 from rlhf_gym.labels import load_labels
+from rlhf_gym.live import Live
 from rlhf_gym.monitor import Monitor, clock
+from rlhf_gym.segments import save_segment
 from rlhf_gym.store import START, Pair, Session, Where
 from rlhf_gym.train import RewardModel, predicted, train_agent, train_reward
+from rlhf_gym.wishes import Plan
 
 EVAL_SECONDS = 30.0
 MAX_CHECKPOINT_SECONDS = 60.0
@@ -37,9 +42,20 @@ class Loop:
     device: torch.device
     monitor: Monitor
 
-    def newest(self, before: int) -> Snapshot:
-        """The agent that a round begins with."""
-        return Snapshot.load(self.session.checkpoint(before - 1), self.device)
+    control: Control
+
+    def plan(self, number: int) -> Plan | None:
+        return self.session.wishes().plan(number)
+
+    def before(self, number: int) -> Snapshot:
+        """What a round begins with: the agent of the round before, or of the one that the person went back to, and
+        in any case the newest reward model."""
+        newest = Snapshot.load(self.session.checkpoint(number - 1), self.device)
+        plan = self.plan(number)
+        if plan is None or plan.agent == number - 1:
+            return newest
+        chosen = Snapshot.load(self.session.checkpoint(plan.agent), self.device)
+        return replace(chosen, reward=newest.reward, last_label_id=newest.last_label_id)
 
 
 def run(session: Session, config: Config, info: EnvInfo, monitor: Monitor) -> None:
@@ -47,21 +63,27 @@ def run(session: Session, config: Config, info: EnvInfo, monitor: Monitor) -> No
 
     Raises:
         UserError: the session is running elsewhere, or something of the user's is in the way.
+        Stopped: the person stopped it from the page.
     """
     with session.lock():
-        loop = Loop(session, config, info, checkpoints.pick_device(config, info), monitor)
+        control = monitor.control = Control(session)
+        loop = Loop(session, config, info, checkpoints.pick_device(config, info), monitor, control)
         try:
             prepare(loop)
-            while (where := session.where()).phase not in ("record", "finished"):
-                if where.phase != "collect":
-                    record(loop, where.round - 1)
-                {"collect": collect_pairs, "label": label, "train_reward": fit_reward, "train_agent": fit_agent}[
-                    where.phase
-                ](loop, where)
-            record(loop, where.round)
+            while (where := look(loop)).phase != "finished":
+                with contextlib.suppress(Replanned):
+                    if where.phase not in ("collect", "record"):
+                        record(loop, where.round - 1)
+                    PHASES[where.phase](loop, where)
             session.write_progress(phase="finished", round=where.round)
         finally:
             monitor.close()
+
+
+def look(loop: Loop) -> Where:
+    """What comes next; every plan made so far is in it."""
+    loop.control.next_turn()
+    return loop.session.where()
 
 
 # ---------------------------------------------------------------------------------------------- before the first round
@@ -113,11 +135,18 @@ def megabytes_per_round(loop: Loop) -> float:
 
 
 def collect_pairs(loop: Loop, where: Where) -> None:
-    if where.attempt > 0:
+    session, number, wishes = loop.session, where.round, loop.session.wishes()
+    for phase in ("train_reward", "train_agent"):
+        session.partial(number, phase).unlink(missing_ok=True)  # the person went back while it was being trained
+    longer = wishes.clip_factor
+    if where.attempt > 0 and where.attempt - 1 not in wishes.dropped(number):
         loop.monitor.say("Nothing to learn from in that batch (only ties or skips): trying once more, longer clips.")
-    with loop.monitor.phase(where.round, "collect", "clips") as report:
-        snapshot = loop.newest(where.round)
-        collect.collect(loop.session, snapshot, loop.config, loop.info, where.round, where.attempt, report)
+        longer *= 2
+    with loop.monitor.phase(number, "collect", "clips") as report:
+        collect.collect(
+            session, loop.before(number), loop.config, loop.info, number, where.attempt, report,
+            longer=longer, differ=wishes.differ,
+        )  # fmt: skip
 
 
 def label(loop: Loop, where: Where) -> None:
@@ -141,7 +170,7 @@ def fit_reward(loop: Loop, where: Where) -> None:
         if any(p.choice is None for p in batch) and not session.wishes().closed(number, where.attempt):
             partial.unlink()  # an undo came first
             return
-    before = loop.newest(number)
+    before = loop.before(number)
     until, after = state["last_label_id"], state["forgotten"]
     labels = load_labels(session, before.agent.from_env, config.seed, config.ensemble_size, after, until)
     model: RewardModel | None = None
@@ -156,6 +185,7 @@ def fit_reward(loop: Loop, where: Where) -> None:
             )  # fmt: skip
             batch = session.pairs(number, where.attempt)
             report(report.total, report.total, metrics | foresight(batch) | consistency(session))
+            session.put_opinions(verdicts.opinions(model, labels, number, loop.device))
     if model is None:
         loop.monitor.say("No label says better or worse yet, so the agent stays as it is.")
     reward = model.state_dict() if model is not None else {}
@@ -186,31 +216,67 @@ def consistency(session: Session) -> dict[str, float]:
 
 
 def fit_agent(loop: Loop, where: Where) -> None:
-    """Trains the agent on the reward model, from the last in-phase checkpoint if there is one."""
+    """Trains the agent on the reward model, from the last in-phase checkpoint if there is one.
+
+    Where the person asks for more, another part of as many steps follows. Where they plan the round anew meanwhile,
+    the agent that they chose begins again on the same reward model.
+    """
     session, config, number = loop.session, loop.config, where.round
-    before, partial = loop.newest(number), session.partial(number, "train_agent")
+    before, partial, plan = loop.before(number), session.partial(number, "train_agent"), loop.plan(number)
+    state: dict[str, Any]
+    if partial.exists():
+        state = load_state(partial)
+    else:  # practice: no labels, no new reward model
+        reward = before.reward.state_dict() if before.reward is not None else {}
+        state = {"last_label_id": before.last_label_id, "reward": reward}
+    state = {"training": {}, "plan": 0, "part": 0, "steps": 0, **state}
+    if state["plan"] != (plan.id if plan else 0):
+        state |= {"training": {}, "plan": plan.id if plan else 0, "part": 0, "steps": 0}
     session.partial(number, "train_reward").unlink(missing_ok=True)  # if it was killed between the two
-    state = load_state(partial)
-    model, steps_done = before.reward, 0
+    session.live_video().unlink(missing_ok=True)
+    model = before.reward
     if state["reward"]:
         model = checkpoints.new_reward_model(loop.info, config, loop.device, number)
         model.load_state_dict(state["reward"])
         model.eval()
-
-        def save(training: dict[str, object]) -> None:
-            save_state(partial, {**state, "training": training})
-
         with loop.monitor.phase(number, "train_agent", "steps") as report:
-            steps_done = train_agent(
-                before.agent, predicted(model), config, loop.device, steps=config.agent_steps_per_round,
-                seed_path=(config.seed, number, PHASE_SEED["train_agent"]), warmup=config.value_warmup_iterations,
-                absorbing_reward=model.absorbing_reward(), state=state["training"] or None, save=save,
-                report=lambda done, total, metrics: report(done, total, metrics, before.global_step + done),
-            )  # fmt: skip
-    global_step = before.global_step + steps_done
+            train_parts(loop, number, before, model, state, report)
+    global_step = before.global_step + state["steps"]
     snapshot = Snapshot(before.agent, model, config, loop.info, number, state["last_label_id"], global_step)
     snapshot.save(session.checkpoint(number))
-    partial.unlink()
+    partial.unlink(missing_ok=True)
+
+
+def train_parts(
+    loop: Loop, number: int, before: Snapshot, model: RewardModel, state: dict[str, Any], report: Monitor
+) -> None:
+    """Trains before.agent for as many parts as the person asks for, one if they ask for none."""
+    config, partial = loop.config, loop.session.partial(number, "train_agent")
+    filming = config.labeler == "human" or config.render
+    live = Live(loop.session, config, loop.info) if filming else None
+
+    def save(training: dict[str, object]) -> None:
+        save_state(partial, {**state, "training": training})
+
+    def reported(done: int, total: int, metrics: dict[str, float]) -> None:
+        if live is not None:
+            live.maybe(before.agent, report.elapsed())
+            metrics["charts/live_share"] = live.spent / max(report.elapsed(), 1e-9)
+        to_come = loop.control.wishes.longer(number) - state["part"]
+        so_far = state["steps"] + done
+        report(so_far, state["steps"] + total * (1 + to_come), metrics, before.global_step + so_far)
+
+    while True:
+        part = (state["part"],) if state["part"] else ()
+        state["steps"] += train_agent(
+            before.agent, predicted(model), config, loop.device, steps=config.agent_steps_per_round,
+            seed_path=(config.seed, number, PHASE_SEED["train_agent"], *part),
+            warmup=0 if part else config.value_warmup_iterations,
+            absorbing_reward=model.absorbing_reward(), state=state["training"] or None, save=save, report=reported,
+        )  # fmt: skip
+        if state["part"] >= loop.session.wishes().longer(number):
+            return
+        state |= {"training": {}, "part": state["part"] + 1}
 
 
 def record(loop: Loop, number: int) -> None:
@@ -220,8 +286,8 @@ def record(loop: Loop, number: int) -> None:
         return
     snapshot = Snapshot.load(session.checkpoint(number), loop.device)
     with loop.monitor.phase(number, "record", "episodes") as report:
-        if (config.labeler == "human" or config.render) and not session.video(number).exists():
-            evaluate.record_video(snapshot.agent, config, loop.info, session.video(number))
+        if config.labeler == "human" or config.render:
+            film(loop, snapshot)
         score = labelers.load_score(config.score) if config.score else None
         result = evaluate.evaluate(
             snapshot.agent, config, loop.info, number, config.eval_episodes,
@@ -231,3 +297,27 @@ def record(loop: Loop, number: int) -> None:
         report.put({f"eval/{k}": result[k] for k in keys if result.get(k) is not None}, snapshot.global_step)
         report(result["episodes"], result["episodes"])
         report.numbers = {"eval/mean": result["mean"]} if result["mean"] is not None else {}
+
+
+def film(loop: Loop, snapshot: Snapshot) -> None:
+    """Records a round's video and episode, and lets its reward model judge the episodes of all rounds."""
+    session, number = loop.session, snapshot.round
+    if not (session.video(number).exists() and session.episode(number).exists()):
+        played = evaluate.Played()
+        evaluate.record_video(snapshot.agent, loop.config, loop.info, session.video(number), played=played)
+        save_segment(session.episode(number), verdicts.episode_segment(played.steps, played.end))
+    if snapshot.reward is not None:
+        verdicts.judge_videos(session, snapshot.reward, snapshot.agent, loop.info, number)
+
+
+def record_last(loop: Loop, where: Where) -> None:
+    record(loop, where.round)
+
+
+PHASES = {
+    "collect": collect_pairs,
+    "label": label,
+    "train_reward": fit_reward,
+    "train_agent": fit_agent,
+    "record": record_last,
+}

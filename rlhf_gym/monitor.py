@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 
+from rlhf_gym.control import Control
 from rlhf_gym.store import Session, finite
 
 PAGE_SECONDS = 0.2  # between two writes of progress.json
@@ -37,10 +38,11 @@ def clock(seconds: float) -> str:
 
 
 class Monitor:
-    """Reports one phase after another. Not thread-safe: the loop alone uses it."""
+    """Reports one phase after another, and hears the person meanwhile. Not thread-safe: the loop alone uses it."""
 
     def __init__(self, session: Session, console: Console) -> None:
         self.session, self.console = session, console
+        self.control: Control | None = None  # whom to hear, if anybody
         self.writer: Any = None  # TensorBoard's, opened at the first metric: it takes a second to import
         self.round, self.name, self.unit = 0, "", ""
         self.numbers: dict[str, float] = {}
@@ -85,6 +87,7 @@ class Monitor:
         if done >= total or now - self.paged >= PAGE_SECONDS:
             self.paged = now
             self.page()
+            self.heed()
         if self.progress is not None and self.task is not None:
             self.progress.update(self.task, description=self.line(), completed=done, total=total)
         if not self.console.is_terminal and now - self.lined >= LINE_SECONDS and self.name != "label":
@@ -102,9 +105,28 @@ class Monitor:
             if finite(value) is not None:
                 self.writer.add_scalar(name, value, step)
 
+    def heed(self) -> None:
+        """Hears what the person said on the page meanwhile, and sleeps while they want a pause.
+
+        Raises:
+            Stopped, Replanned: they want something else.
+        """
+        if self.control is None:
+            return
+        self.control.check()
+        if self.control.paused() and self.name != "label":
+            self.page(paused=True)
+            waited = self.control.wait()
+            self.began, self.lined = self.began + waited, self.lined + waited  # speed is without the waiting
+            self.page()
+
+    def elapsed(self) -> float:
+        """Seconds since the phase began or went on, without what it was paused for."""
+        return time.monotonic() - self.began
+
     def speed(self) -> float | None:
         """Units per second since the phase began or went on."""
-        elapsed = time.monotonic() - self.began
+        elapsed = self.elapsed()
         return (self.done - self.first) / elapsed if self.first is not None and elapsed > 0.5 else None
 
     def eta(self) -> float | None:
@@ -121,12 +143,12 @@ class Monitor:
             parts.append(f"eta {clock(eta)}")
         return " | ".join(parts)
 
-    def page(self, message: str = "") -> None:
+    def page(self, paused: bool = False) -> None:
         """What the page shows."""
         numbers = {short: self.numbers[n] for n, short in SHORT.items() if n in self.numbers}
         self.session.write_progress(
             phase=self.name, round=self.round, done=self.done, total=self.total, unit=self.unit,
-            speed=finite(self.speed()), eta=finite(self.eta()), message=message, numbers=numbers,
+            speed=finite(self.speed()), eta=finite(self.eta()), numbers=numbers, paused=paused,
         )  # fmt: skip
 
     def say(self, text: str) -> None:

@@ -343,7 +343,7 @@ class Session:
 
     # ------------------------------------------------------------------ events and metrics
 
-    def add_event(self, kind: str, round: int, **payload: Any) -> int:
+    def add_event(self, kind: str, round: int, /, **payload: Any) -> int:
         with self.write() as db:
             row = dict(kind=kind, round=round, payload=payload, created=time.time())
             return _insert(db, event_table, row)
@@ -450,7 +450,8 @@ class Session:
         Evaluation and video of a round come after the next batch is collected, so that the person can already
         label; only when no round is left is "record" a phase of its own, and after it "finished".
         """
-        number, rounds, wishes = max(self.trained_rounds(), default=START) + 1, self.config.rounds, self.wishes()
+        number, wishes = max(self.trained_rounds(), default=START) + 1, self.wishes()
+        rounds = self.config.rounds and max(self.config.rounds, wishes.rounds)
         plan, dropped = wishes.plan(number), max(wishes.dropped(number), default=NONE)
         if rounds and number >= rounds and plan is None:
             return Where(number - 1, 0, "finished" if self.recorded(number - 1) else "record", 0, 0)

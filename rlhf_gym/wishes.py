@@ -13,6 +13,7 @@ Events are only ever added; the newest word on a matter counts. Nothing here imp
 | clips | attempt, longer, differ | drop this batch and collect another, of longer clips or of pairs that differ more |
 | plan | agent, practice, attempt | what the round begins with: see `Plan` |
 | longer | | train the agent of this round for as many steps again |
+| rounds | rounds | how many rounds to do, instead of what the settings say |
 | pause, continue, stop | | to the loop that runs now |
 """
 
@@ -104,6 +105,11 @@ class Wishes:
     def longer(self, round: int) -> int:
         """How often the training of this round's agent was prolonged."""
         return len(self._of("longer", round))
+
+    @property
+    def rounds(self) -> int:
+        """Rounds that the person asked for meanwhile; 0: they did not."""
+        return int(self._newest("rounds", "rounds", 0))
 
     @property
     def clip_factor(self) -> float:

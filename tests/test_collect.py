@@ -499,11 +499,11 @@ def test_a_batch_collected_again_after_a_kill_is_the_same(tmp_path):
     assert len(whole) == 6 * 2 + 1
 
 
-def test_a_batch_that_taught_nothing_is_followed_by_longer_clips(tmp_path):
+def test_a_further_batch_of_longer_clips(tmp_path):
     snapshot, config, info = made(pairs_per_round=2, clip_seconds=1.0, labeler="synthetic")
     session = store.create_session(tmp_path, "film-1", config)
-    for attempt in (0, 1):
-        collect.collect(session, snapshot, config, info, 0, attempt, lambda *_: None)
+    for attempt, longer in ((0, 1.0), (1, 2.0)):
+        collect.collect(session, snapshot, config, info, 0, attempt, lambda *_: None, longer=longer)
     assert [c.steps for c in session.clips().values()] == [10] * 4 + [20] * 4
     assert {Path(c.path).parent.name for c in session.clips().values()} == {"r000", "r000-1"}
     assert all(c.sheet is None for c in session.clips().values())

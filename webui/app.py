@@ -14,7 +14,7 @@ from fastapi.responses import FileResponse, HTMLResponse, JSONResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from fastapi.staticfiles import StaticFiles
 from fastapi.templating import Jinja2Templates
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.requests import Request
@@ -22,6 +22,7 @@ from starlette.requests import Request
 import rlhf_gym.store as store
 from rlhf_gym.config import MAX_GOAL_CHARS, UserError
 from webui import charts, dashboard, shelf, steering
+from webui.bodies import MAX_COUNT, MAX_ID, Body
 from webui.found import Found
 from webui.security import Guard
 from webui.state import (
@@ -43,14 +44,7 @@ from webui.state import (
 HERE = Path(__file__).parent
 POLL_SECONDS = 0.25
 RECONNECT_MS = 1000
-MAX_ID = 2**53  # what JavaScript counts exactly
-MAX_COUNT = 1_000_000
-
 LABEL_ID = rf"^[A-Za-z0-9._-]{{1,{store.MAX_LABEL_ID_CHARS}}}$"
-
-
-class Body(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid")
 
 
 class LabelBody(Body):

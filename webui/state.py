@@ -275,7 +275,7 @@ def read_stored(session: Session, resume: str) -> Stored:
         env_id=config.env_id,
         labeler=config.labeler,
         goal=config.goal if wishes.goal is None else wishes.goal,
-        rounds=config.rounds,
+        rounds=config.rounds and max(config.rounds, wishes.rounds),
         resume=resume,
         round=where.round,
         attempt=where.attempt,
