@@ -6,12 +6,12 @@ import { Sheets } from "./sheets.js";
 import { SAID, Strip } from "./strip.js";
 import { fit } from "./layout.js";
 import { swipes } from "./swipe.js";
-import { duration, median } from "./format.js";
+import { Offer } from "./offer.js";
+import { Pace } from "./pace.js";
 
 const SETTLE_MS = 150; // a pair that has only just appeared cannot have been judged
 const AHEAD = 3; // pairs whose sheets are decoded ahead
 const FETCH = 100; // pairs asked for at once: only where their sheets lie, no pictures
-const PACE_OVER = 10; // the pace is the median over that many labels
 const AGAIN_MS = 1000;
 const AHEAD_AFTER_MS = 120; // decoding ahead may not delay the frame that is due now
 const SPEEDS = { quarter: 0.25, half: 0.5, full: 1 };
@@ -34,7 +34,8 @@ export class Labeling {
   #seen = 0; // newest label row that we know of
   #more = false; // whether the server has further pairs of this batch
   #loading = 0;
-  #pace = [];
+  #pace = new Pace();
+  #offer;
   #strip;
   #aheadTimer = null;
   #fitted = ""; // the size of the frames that there is room for
@@ -54,7 +55,8 @@ export class Labeling {
       this.#figures.map((figure) => figure.querySelector("canvas")),
       (frame, ended) => this.#drawn(frame, ended),
     );
-    this.#strip = new Strip(base, (entry) => this.#revisit(entry));
+    this.#strip = new Strip(base, (entry) => this.#revisit(entry), () => this.#look());
+    this.#offer = new Offer(base, say);
     this.#buttons();
     swipes(this.#view, this.#stage, (choice) => this.choose(choice));
     document.addEventListener("visibilitychange", () => this.#seenOrNot());
@@ -80,6 +82,7 @@ export class Labeling {
   leave() {
     if (this.#batch === null) return;
     this.#reset(null);
+    this.#offer.hide();
     this.#sheets.keepOnly([]);
   }
 
@@ -110,7 +113,7 @@ export class Labeling {
   #take(answer, after) {
     const pending = this.outbox.items.filter((item) => item.batch === this.#batch);
     const labeledHere = new Set(pending.filter((item) => item.kind === "labels").map((item) => item.body.pair));
-    const fresh = answer.pairs.filter((pair) => !labeledHere.has(pair.id));
+    const fresh = answer.pairs.filter((pair) => !labeledHere.has(pair.id)).map((pair) => this.#ofBatch(pair));
     this.#more = answer.pairs.length === FETCH;
     if (after) {
       const known = new Set(this.#queue.map((pair) => pair.id));
@@ -125,6 +128,12 @@ export class Labeling {
       this.#strip.load();
     }
     this.#show();
+  }
+
+  /** A pair with its place; one of an earlier batch brings its own. */
+  #ofBatch(pair) {
+    const [round, attempt] = this.#batch.split("-").map(Number);
+    return { round, attempt, ...pair };
   }
 
   // ---------------------------------------------------------------- judging
@@ -142,11 +151,11 @@ export class Labeling {
     if (!changed || `${changed.pair.round}-${changed.pair.attempt}` === this.#batch) this.#history.push(pair);
     if (!changed) {
       this.#labeled += 1;
-      this.#pace = [...this.#pace, passed / 1000].slice(-PACE_OVER);
+      this.#pace.add(passed / 1000);
     }
     this.#change(null);
     this.#show();
-    this.outbox.add("labels", body, { batch: this.#batch, round: pair.round ?? Number.parseInt(this.#batch, 10) });
+    this.outbox.add("labels", body, { batch: this.#batch, round: pair.round });
     this.#flash(choice, strength);
     if (changed) this.#strip.add(pair, choice, strength); // its picture is there
     else afterFrame(() => this.#history.includes(pair) && this.#strip.add(pair, choice, strength, sheets));
@@ -176,7 +185,7 @@ export class Labeling {
   #revisit(entry) {
     if (this.#batch === null) return;
     this.#keep();
-    const pair = { round: Number.parseInt(this.#batch, 10), attempt: Number(this.#batch.split("-")[1]), ...entry.pair };
+    const pair = { ...entry.pair }; // another object than that of the queue, should it be there too
     this.#queue.unshift(pair);
     this.#change({ ...entry, pair });
     this.#show();
@@ -232,7 +241,7 @@ export class Labeling {
       this.#say.toast("Saved. It counts from the next round.");
     }
     if (item.kind !== "undo" || item.batch !== this.#batch) return;
-    if (item.pair === null) this.#again(answer.pair);
+    if (item.pair === null) this.#again(this.#ofBatch(answer.pair));
     else if (item.pair !== answer.pair.id) this.#load(); // another tab had labeled since
   }
 
@@ -329,14 +338,13 @@ export class Labeling {
       this.#say.count(["changing a label"], this.#labeled / Math.max(this.#total, 1));
       return;
     }
-    const left = Math.max(this.#total - this.#labeled, 0);
-    const parts = [`${Math.min(this.#labeled + 1, this.#total)} of ${this.#total}`];
-    if (this.#pace.length) {
-      const pace = median(this.#pace);
-      if (left) parts.push(`about ${duration(left * pace)} left`);
-      parts.push(`${pace.toFixed(1)} s a label`);
-    }
-    this.#say.count(left ? parts : [`${this.#total} of ${this.#total}`], this.#total ? this.#labeled / this.#total : 0);
+    this.#say.count(this.#pace.line(this.#labeled, this.#total), this.#total ? this.#labeled / this.#total : 0);
+  }
+
+  /** Whether other clips should be offered. */
+  #look() {
+    if (this.#batch === null || this.#changing) this.#offer.hide();
+    else this.#offer.look(this.#batch, this.#total, this.#labeled, this.#strip.choices(this.#batch));
   }
 
   // ---------------------------------------------------------------- playback and buttons

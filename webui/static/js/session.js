@@ -8,6 +8,7 @@ import { Calls } from "./calls.js";
 import { KeyList, Keys } from "./keys.js";
 import { Tour } from "./tour.js";
 import { post } from "./outbox.js";
+import { Wheel } from "./wheel.js";
 
 const TOAST_MS = 5000;
 const QUIET_TROUBLE_MS = 600; // a label that is saved at the second try is nobody's trouble
@@ -50,6 +51,7 @@ const labeling = new Labeling(base, state, say);
 const watch = new Watch();
 const goal = new Goal(base, say);
 const calls = new Calls();
+const wheel = new Wheel(base, say);
 const tour = new Tour();
 const keys = new Keys(() => keyList.paint());
 const keyList = new KeyList(keys);
@@ -79,6 +81,7 @@ function show(next) {
   $("close-batch").hidden = !judging || !state.labeled;
   $("round").textContent = state.round < 0 ? "start" : `round ${state.round}`;
   goal.show(state.goal);
+  wheel.show(state);
   if (judging) {
     labeling.update(state);
     watch.leave();
@@ -121,6 +124,11 @@ function titleOf({ view, phase, labeled, pairs, progress }) {
 
 function showTrouble() {
   const parts = [];
+  if (gone && wheel.stopping && !unsaved) {
+    $("trouble").hidden = false;
+    $("trouble").textContent = `Stopped; everything is kept. To go on: ${state.resume}`;
+    return;
+  }
   if (gone) parts.push("The server is gone. Trying again …");
   if (unsaved) parts.push(`${unsaved === 1 ? "One label is" : `${unsaved} labels are`} not saved yet, trying again.`);
   if (unsaved && whyUnsaved) parts.push(whyUnsaved);

@@ -14,10 +14,12 @@ export class Strip {
   #entries = new Map(); // pair id -> { pair, choice, strength, item }, oldest first
   #touched = new Set(); // pairs judged or taken back here since the server was asked
   #turn = 0;
+  #changed;
 
-  /** revisit(entry) is called with the one that was clicked. */
-  constructor(base, revisit) {
+  /** revisit(entry) is called with the one that was clicked, changed() whenever a judgement has come or gone. */
+  constructor(base, revisit, changed = () => {}) {
     this.#base = base;
+    this.#changed = changed;
     this.#list.addEventListener("click", (event) => {
       const button = event.target.closest("button");
       const entry = button && this.#entries.get(Number(button.dataset.pair));
@@ -59,6 +61,12 @@ export class Strip {
     if (this.#entries.delete(id)) this.#paint();
   }
 
+  /** What was said of the pairs of a batch ("round-attempt"), oldest first. */
+  choices(batch) {
+    const mine = [...this.#entries.values()].filter(({ pair }) => `${pair.round}-${pair.attempt}` === batch);
+    return mine.map((entry) => entry.choice);
+  }
+
   /** The label came after its round was trained. */
   late(id) {
     const entry = this.#entries.get(id);
@@ -75,6 +83,7 @@ export class Strip {
   }
 
   #paint() {
+    this.#changed();
     for (const id of [...this.#entries.keys()].slice(0, -LENGTH)) this.#entries.delete(id);
     for (const { choice, strength, late, item, pair } of this.#entries.values()) {
       const said = (strength === "strong" ? "much " : "") + SAID[choice].toLowerCase() + (late ? ", counts from the next round" : "");

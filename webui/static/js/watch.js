@@ -28,16 +28,9 @@ const SVG = "http://www.w3.org/2000/svg";
 const $ = (id) => document.getElementById(id);
 
 export class Watch {
-  #video = $("agent").querySelector("video");
+  #agent = new Film($("agent"));
+  #before = new Film($("before"));
   #drawnReturns = "";
-
-  constructor() {
-    const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
-    this.#video.autoplay = !calm;
-    this.#video.controls = calm;
-    this.#video.addEventListener("error", () => ($("agent").hidden = true));
-    this.#video.addEventListener("loadeddata", () => ($("agent").hidden = false));
-  }
 
   show(state) {
     const progress = state.view === "train" ? state.progress : null;
@@ -69,7 +62,8 @@ export class Watch {
       this.#say("Paused", `Nothing is lost. Next comes ${NEXT[phase]}; this makes it go on:`);
       this.#command(state.resume);
     } else {
-      this.#say(TITLES[phase], progress?.message || LEADS[phase]);
+      const paused = progress?.paused && "You paused it. It goes on where it was as soon as you say so.";
+      this.#say(paused ? "Paused" : TITLES[phase], paused || progress?.message || LEADS[phase]);
       this.#command("");
     }
   }
@@ -120,28 +114,27 @@ export class Watch {
       `You agreed with yourself in ${agreed} of ${repeats} ${repeats === 1 ? "repeat" : "repeats"}.`;
   }
 
+  /** While it is trained: the agent as it is now, beside the round before. Else the newest there is. */
   #newest(state) {
-    const { video } = state;
-    if (!video) {
-      $("agent").hidden = true;
-      return;
-    }
-    const known = state.true_returns.find((r) => r.round === video.round);
-    const who = video.round < 0 ? "The untrained agent" : `The agent after round ${video.round}`;
-    $("agent").lastElementChild.textContent = who + (known ? ` · true return ${number(known.mean)}` : "");
-    if (this.#video.getAttribute("src") !== video.url) {
-      this.#video.src = video.url;
-      this.#video.setAttribute("aria-label", who);
-    }
+    const { live, video } = state;
+    this.#agent.show(live?.now ?? video, live ? "In training, a moment ago" : this.#who(state, video));
+    this.#before.show(live?.before ?? null, this.#who(state, live?.before));
   }
 
-  /** Stops the video while clips are on screen. */
+  #who(state, video) {
+    if (!video) return "";
+    const known = state.true_returns.find((r) => r.round === video.round);
+    const who = video.round < 0 ? "The untrained agent" : `The agent after round ${video.round}`;
+    return who + (known ? ` · true return ${number(known.mean)}` : "");
+  }
+
+  /** Stops the videos while clips are on screen. */
   leave() {
-    this.#video.pause();
+    for (const film of [this.#agent, this.#before]) film.stop();
   }
 
   enter() {
-    if (this.#video.autoplay && this.#video.src) this.#video.play().catch(() => {}); // the browser may want a click
+    for (const film of [this.#agent, this.#before]) film.start();
   }
 
   #returns(returns) {
@@ -151,6 +144,55 @@ export class Watch {
     if (figure.hidden || drawn === this.#drawnReturns) return;
     this.#drawnReturns = drawn;
     drawReturns(figure.querySelector("svg"), returns);
+  }
+}
+
+/** A looping video with its caption; a new one takes the place of the old once it can be shown. */
+class Film {
+  #figure;
+  #video;
+  #url = null;
+  #playing = true;
+
+  constructor(figure) {
+    this.#figure = figure;
+    this.#video = figure.querySelector("video");
+    const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
+    this.#video.autoplay = !calm;
+    this.#video.controls = calm;
+  }
+
+  show(video, caption) {
+    this.#figure.lastElementChild.textContent = caption;
+    const url = video?.url ?? null;
+    if (url === this.#url) return;
+    this.#url = url;
+    if (!url) {
+      this.#figure.hidden = true;
+      return;
+    }
+    const next = this.#video.cloneNode();
+    next.setAttribute("aria-label", caption);
+    next.muted = true; // a clone is not, whatever its attribute says
+    next.addEventListener("loadeddata", () => {
+      if (this.#url !== url) return;
+      this.#video.replaceWith(next);
+      this.#video = next;
+      this.#figure.hidden = false;
+      if (!this.#playing) next.pause();
+    });
+    next.addEventListener("error", () => this.#url === url && (this.#figure.hidden = true));
+    next.src = url;
+  }
+
+  stop() {
+    this.#playing = false;
+    this.#video.pause();
+  }
+
+  start() {
+    this.#playing = true;
+    if (this.#video.autoplay && this.#video.src) this.#video.play().catch(() => {}); // the browser may want a click
   }
 }
 

@@ -1,0 +1,25 @@
+// How fast one labels, and how much is left: "12 of 40 · about 2 min left · 4.1 s a label".
+
+import { duration, median } from "./format.js";
+
+const OVER = 10; // the pace is the median over that many labels
+
+export class Pace {
+  #seconds = [];
+
+  add(seconds) {
+    this.#seconds = [...this.#seconds, seconds].slice(-OVER);
+  }
+
+  /** The parts of the line, for the pair on screen. */
+  line(labeled, total) {
+    const left = Math.max(total - labeled, 0);
+    if (!left) return [`${total} of ${total}`];
+    const parts = [`${Math.min(labeled + 1, total)} of ${total}`];
+    if (this.#seconds.length) {
+      const pace = median(this.#seconds);
+      parts.push(`about ${duration(left * pace)} left`, `${pace.toFixed(1)} s a label`);
+    }
+    return parts;
+  }
+}
