@@ -69,8 +69,10 @@ class Resume:
 class List:
     """List the sessions: environment, round, phase, labels, true return, disk use."""
 
+    all: bool = False
+    """Those in the archive, too."""
     json: bool = False
-    """Print one JSON object."""
+    """Print one JSON object, with all of them."""
     where: OmitArgPrefixes[DataDir] = field(default_factory=DataDir)
 
 
@@ -426,12 +428,16 @@ def list_sessions(command: List) -> int:
     if not sessions:
         print(f"No sessions in {data_dir}/. Start one: {program()} run CartPole-v1")
         return 0
-    print_table(sessions)
+    shown = [s for s in sessions if command.all or not s.get("archived")]
+    print_table(shown)
+    if left := len(sessions) - len(shown):
+        say(f"{left} in the archive: {program()} list --all shows {'it' if left == 1 else 'them'}, too.")
     return 0
 
 
 def print_table(sessions: list[dict[str, Any]]) -> None:
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(box=None, header_style="bold")
@@ -445,7 +451,8 @@ def print_table(sessions: list[dict[str, Any]]) -> None:
         phase = s["phase"] if s["running"] or s["phase"] == "finished" else f"{s['phase']} (paused)"
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(s["last_activity"]))
         disk = f"{s['disk_bytes'] / 1e6:.0f} MB"
-        table.add_row(s["name"], s["env_id"], str(s["round"]), phase, str(s["labels"]), returns, when, disk)
+        name = f"{s['name']}  {escape(s['title'])}" if s["title"] else s["name"]
+        table.add_row(name, s["env_id"], str(s["round"]), phase, str(s["labels"]), returns, when, disk)
     Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 

@@ -8,6 +8,7 @@ Nothing here imports torch.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import math
 import os
@@ -38,6 +39,7 @@ STRENGTHS = ("normal", "strong")
 PHASES = ("collect", "label", "train_reward", "train_agent", "record", "finished")
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 MAX_LABEL_ID_CHARS = 64
+TRASH = ".trash"  # in the data directory; no session has such a name
 MIRRORED = {"left": "right", "right": "left", "equal": "equal"}  # what a repeat, its sides swapped, should say
 
 
@@ -238,6 +240,14 @@ class Session:
             query = query.where(clip_table.c.id.in_(list(ids)))
         with self.read() as db:
             return {row["id"]: Clip(**row) for row in db.execute(query).mappings()}
+
+    def newest_picture(self) -> Clip | None:
+        """The first clip with a sprite sheet of the newest batch that has one."""
+        newest = (clip_table.c.round.desc(), clip_table.c.attempt.desc(), clip_table.c.id)
+        query = sa.select(clip_table).where(clip_table.c.sheet.is_not(None)).order_by(*newest).limit(1)
+        with self.read() as db:
+            row = db.execute(query).mappings().one_or_none()
+        return Clip(**row) if row else None
 
     # ------------------------------------------------------------------ labels
 
@@ -513,6 +523,8 @@ class Session:
         """Whether some process runs this session's loop now."""
         if self._lock.is_locked:
             return True
+        if not self.path.is_dir():  # moved to the trash: asking would make the directory again
+            return False
         lock = FileLock(self.path / "loop.lock", timeout=0)
         try:
             lock.acquire()
@@ -628,6 +640,32 @@ def open_session(data_dir: Path, name: str) -> Session:
     session.header()  # a foreign format is refused here
     session.add_missing_tables()
     return session
+
+
+def trash_session(data_dir: Path, session: Session) -> Path:
+    """Closes a session and moves its directory to the trash of the data directory; returns where it lies now.
+
+    Nothing is erased: the session is back once its directory is.
+
+    Raises:
+        UserError: a loop runs the session, or its directory cannot be moved.
+    """
+    name, trash = session.name, data_dir / TRASH
+    if session.running():
+        raise UserError(f"Session {name!r} is running: stop it, then delete it.")
+    with contextlib.ExitStack() as held:
+        held.enter_context(session.lock())  # no loop starts meanwhile
+        session.close()
+        if os.name == "nt":  # moves nothing that is open, so neither our lock nor what a loop has that starts now
+            held.close()
+        try:
+            trash.mkdir(exist_ok=True)
+            numbered = (f"{name[:58]}-{n}" for n in itertools.count(2))
+            target = next(trash / n for n in itertools.chain([name], numbered) if not (trash / n).exists())
+            _replace(str(session.path), target)
+        except OSError as error:
+            raise UserError(f"Session {name!r} could not be moved to {trash} ({error.strerror}): try again.") from None
+    return target
 
 
 def as_dict(row: Clip | Pair | Where) -> dict[str, Any]:

@@ -463,6 +463,25 @@ def test_list_is_a_table(made: Path) -> None:
         assert word in lines[1]
 
 
+def test_list_shows_titles_and_leaves_the_archive_out(cwd: Path) -> None:
+    for name in ("kept", "put-away"):
+        made = store.create_session(cwd / "data", name, Config(env_id="Acrobot-v1"))
+        made.add_event("title", 0, text=f"[b]Title of {name}")
+        made.add_event("archived", 0, archived=name == "put-away")
+        made.close()
+    result = command("list", cwd=cwd)
+    assert re.search(r"^ *kept +\[b\]Title of kept +Acrobot-v1", result.out, re.M), result.out
+    assert "put-away" not in result.out
+    assert result.err == "1 in the archive: rlhf-gym list --all shows it, too.\n"
+    everything = command("list", "--all", cwd=cwd)
+    assert "put-away" in everything.out
+    assert everything.err == ""
+    rows = {s["name"]: s for s in json.loads(command("list", "--json", cwd=cwd).out)["sessions"]}
+    assert [rows[n]["archived"] for n in ("one", "kept", "put-away")] == [False, False, True]
+    assert rows["put-away"]["title"] == "[b]Title of put-away"
+    assert rows["one"]["title"] == ""
+
+
 def test_a_session_that_cannot_be_read_does_not_hide_the_others(cwd: Path) -> None:
     shutil.copytree(cwd / "data" / "one", cwd / "data" / "torn")
     (cwd / "data" / "torn" / "config.json").write_text("{")

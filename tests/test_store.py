@@ -733,3 +733,58 @@ def test_a_copied_directory_is_a_copied_session(session: Session, tmp_path: Path
     copy = store.open_session(tmp_path / "elsewhere", "two")
     assert [p.choice for p in copy.pairs()] == ["left", None, None]
     copy.close()
+
+
+# ---------------------------------------------------------------------------------------------- the trash
+
+
+def test_a_session_in_the_trash_is_whole_and_comes_back(session: Session, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    collect(session)
+    session.add_label("a", session.pairs()[0].id, "left")
+    assert store.trash_session(data, session) == data / ".trash" / "one"
+    assert store.session_names(data) == []
+    assert not session.running()  # and asking does not make the directory again
+    assert [p.name for p in data.iterdir()] == [".trash"]
+    with pytest.raises(UserError, match='No session "one"'):
+        store.open_session(data, "one")
+    (data / ".trash" / "one").rename(data / "one")
+    back = store.open_session(data, "one")
+    assert [p.choice for p in back.pairs()] == ["left", None, None]
+    back.close()
+
+
+def test_the_trash_overwrites_nothing(tmp_path: Path) -> None:
+    name = "x" * 64
+    moved = [store.trash_session(tmp_path, store.create_session(tmp_path, name, CONFIG)) for _ in range(3)]
+    assert [p.name for p in moved] == [name, "x" * 58 + "-2", "x" * 58 + "-3"]
+    for path in moved:
+        assert store.check_name(path.name)  # so that it can be moved back as it is
+        assert (path / "config.json").is_file()
+
+
+def test_a_session_that_runs_is_not_trashed(session: Session, tmp_path: Path) -> None:
+    other = Session(session.path)
+    with other.lock(), pytest.raises(UserError, match="'one' is running: stop it, then delete it"):
+        store.trash_session(tmp_path / "data", session)
+    assert store.session_names(tmp_path / "data") == ["one"]
+    other.close()
+
+
+def test_a_trash_that_cannot_be_made_is_one_sentence(session: Session, tmp_path: Path) -> None:
+    (tmp_path / "data" / ".trash").write_text("in the way")
+    with pytest.raises(UserError, match=r"could not be moved to .*\.trash"):
+        store.trash_session(tmp_path / "data", session)
+    assert session.where().phase == "collect"  # it is usable as before
+
+
+def test_the_newest_picture(session: Session) -> None:
+    assert session.newest_picture() is None
+    for number in range(2):
+        session.add_batch(
+            [clip(i, number, sheet=f"{number}-{i}.png" if i else None) for i in range(2)], [pair(0, number)]
+        )
+    collect(session, round=2)  # nothing was rendered
+    newest = session.newest_picture()
+    assert newest is not None
+    assert newest.sheet == "1-1.png"

@@ -29,6 +29,7 @@ from webui.state import (
     Batch,
     Goal,
     Labeled,
+    Listing,
     Pair,
     Sessions,
     State,
@@ -45,13 +46,17 @@ HERE = Path(__file__).parent
 POLL_SECONDS = 0.25
 RECONNECT_MS = 1000
 LABEL_ID = rf"^[A-Za-z0-9._-]{{1,{store.MAX_LABEL_ID_CHARS}}}$"
+ID_RULE = (
+    f"made by the client, so that a retry counts once: up to {store.MAX_LABEL_ID_CHARS} letters, digits, dots, dashes "
+    "and underscores, never used before in this session, neither by a label nor by an undo"
+)
 
 
 class LabelBody(Body):
-    id: str = Field(pattern=LABEL_ID, description="made by the client, so that a retry counts once")
-    pair: int = Field(ge=1, le=MAX_ID)
-    choice: Literal["left", "right", "equal", "skip"]
-    strength: Literal["normal", "strong"] = "normal"
+    id: str = Field(pattern=LABEL_ID, description=ID_RULE)
+    pair: int = Field(ge=1, le=MAX_ID, description="its id")
+    choice: Literal["left", "right", "equal", "skip"] = Field(description="the better one; skip: cannot tell")
+    strength: Literal["normal", "strong"] = Field("normal", description="strong: much better")
     response_ms: int | None = Field(None, ge=0, lt=2**31, description="from the pair's first frame to the key press")
     replays: int | None = Field(None, ge=0, le=MAX_COUNT, description="how often the clips began anew")
     pauses: int | None = Field(None, ge=0, le=MAX_COUNT, description="how often they were stopped")
@@ -59,7 +64,7 @@ class LabelBody(Body):
 
 
 class UndoBody(Body):
-    id: str = Field(pattern=LABEL_ID, description="made by the client, so that a retry counts once")
+    id: str = Field(pattern=LABEL_ID, description=ID_RULE)
 
 
 class GoalBody(Body):
@@ -146,7 +151,8 @@ def create_app(
 
     @app.get("/", response_class=HTMLResponse, include_in_schema=False)
     def list_page(request: Request) -> Response:
-        context = {"sessions": sessions.summaries(), "data_dir": sessions.data_dir}
+        data_dir = sessions.data_dir
+        context = {"sessions": sessions.summaries(), "data_dir": data_dir, "trash": data_dir.resolve() / store.TRASH}
         return templates.TemplateResponse(request, "sessions.html", context)
 
     @app.get("/s/{session}", response_class=HTMLResponse, include_in_schema=False)
@@ -164,9 +170,9 @@ def create_app(
     # ------------------------------------------------------------------ reading
 
     @app.get("/api/sessions")
-    def list_sessions() -> dict[str, list[dict[str, Any]]]:
+    def list_sessions() -> Listing:
         """All sessions of the data directory, newest first, as `rlhf-gym list --json` prints them."""
-        return {"sessions": sessions.summaries()}
+        return Listing.model_validate({"sessions": sessions.summaries()})
 
     @app.get("/api/s/{session}")
     def get_state(found: Found) -> State:
@@ -175,10 +181,19 @@ def create_app(
 
     @app.get("/api/s/{session}/events", response_class=EventSourceResponse)
     async def stream_states(found: Found) -> AsyncIterator[ServerSentEvent]:
-        """The state now and again whenever it changes, as server-sent events."""
+        """The state now and again whenever it changes, as server-sent events: the data of each is a State as JSON.
+
+        The stream has no other events and needs no Last-Event-ID: when it ends, ask again. It ends with the server
+        and with the session.
+        """
         sent = ""
         while not stopping.is_set():
-            state = (await run_in_threadpool(found.state, fresh=not sent)).model_dump_json()
+            try:
+                state = (await run_in_threadpool(found.state, fresh=not sent)).model_dump_json()
+            except (UserError, sqlalchemy.exc.DatabaseError):
+                if found.gone():
+                    return
+                raise
             if state != sent:
                 sent = state
                 yield ServerSentEvent(raw_data=state, retry=RECONNECT_MS)
@@ -190,12 +205,15 @@ def create_app(
         after: Annotated[int | None, Query(ge=1, le=MAX_ID, description="only pairs shown after this one")] = None,
         limit: Annotated[int, Query(ge=1, le=1000)] = 20,
     ) -> Batch:
-        """The next unlabeled pairs of the batch, in the order to show them; none while nothing is to be labeled."""
+        """The next unlabeled pairs of the batch, in the order to show them; none while nothing is to be labeled.
+
+        To fetch ahead, ask for those after the last one you have.
+        """
         return read_batch(found.session, after, limit)
 
     @app.get("/api/s/{session}/labels")
     def recent_labels(found: Found, limit: Annotated[int, Query(ge=1, le=100)] = 10) -> list[Labeled]:
-        """The pairs that were labeled last, oldest first, each with its label; post another to change one."""
+        """The pairs that were labeled last, oldest first, each with its label; post another label to change one."""
         return read_recent(found.session, limit)
 
     @app.get("/api/s/{session}/goals")
@@ -205,7 +223,7 @@ def create_app(
 
     @app.get("/api/s/{session}/clips/{clip}.png", response_class=FileResponse)
     def clip_sheet(found: Found, clip: Annotated[int, PathParameter(ge=1, le=MAX_ID)], v: str = "") -> Response:
-        """The sprite sheet of a clip; the addresses that the API gives out may be kept for ever."""
+        """The sprite sheet of a clip (see Clip); the addresses that the API gives out may be kept for ever."""
         row = found.session.clips([clip]).get(clip)
         path = sheet_path(found.session, row) if row else None
         if row is None or path is None:
@@ -229,7 +247,8 @@ def create_app(
     def add_label(found: Found, body: LabelBody, response: Response) -> LabelAnswer:
         """Stores a label; answered once it is safe on disk. The same id again changes nothing (200).
 
-        A further label of a pair, of any round, replaces its earlier one.
+        So after a lost answer or one of 5xx, post the same again until it is answered; 4xx is a refusal for good. A
+        further label of a pair, of any round, under a new id, replaces its earlier one.
         """
         known = found.session.last_label_id()
         try:
@@ -247,7 +266,10 @@ def create_app(
 
     @app.post("/api/s/{session}/undo")
     def undo(found: Found, body: UndoBody) -> UndoAnswer:
-        """Takes back the newest label of the batch that is being labeled. The same id again changes nothing."""
+        """Takes back the newest label of the batch that is being labeled. The same id again changes nothing.
+
+        409 where there is none, or where the batch has gone into training: then post another label instead.
+        """
         try:
             pair = found.session.take_back(body.id)
         except ValueError as error:

@@ -25,21 +25,28 @@ STORED_SECONDS = 2.0  # at the latest the stored part of a state is read again, 
 
 
 class Clip(BaseModel):
-    """A sprite sheet: frame i lies at column i % columns, row i // columns."""
+    """A sprite sheet: frame i, counted from 0, begins at pixel x = (i % columns) * width, y = (i // columns) * height.
+
+    A clip whose episode ends may have fewer frames than the other of its pair: hold its last frame until both are over.
+    """
 
     id: int
-    url: str | None = Field(description="PNG sprite sheet; null where nothing was rendered")
+    url: str | None = Field(description="PNG sprite sheet, to be kept for ever; null where nothing was rendered")
     width: int = Field(description="of one frame, in pixels")
     height: int = Field(description="of one frame, in pixels")
-    columns: int
-    frames: int
-    fps: float
-    ended_frame: int | None = Field(description="first frame that shows an ended episode; null if it goes on")
+    columns: int = Field(description="frames in a row of the sheet; its last row may be part empty")
+    frames: int = Field(description="how many there are")
+    fps: float = Field(description="frames a second that show it as fast as it was")
+    ended_frame: int | None = Field(
+        description="first frame that shows an ended episode: say so from there on; null if the episode goes on"
+    )
 
 
 class Pair(BaseModel):
-    id: int
-    position: int
+    """Two clips to compare; both are shown at the same time, from their first frame on."""
+
+    id: int = Field(description="what a label names")
+    position: int = Field(description="in its batch, from 0")
     left: Clip
     right: Clip
 
@@ -47,8 +54,8 @@ class Pair(BaseModel):
 class Labeled(Pair):
     """A pair with its label."""
 
-    round: int
-    attempt: int
+    round: int = Field(description="of the pair's batch")
+    attempt: int = Field(description="of the pair's batch")
     choice: Literal["left", "right", "equal", "skip"]
     strength: Literal["normal", "strong"]
 
@@ -56,8 +63,8 @@ class Labeled(Pair):
 class Batch(BaseModel):
     """The unlabeled pairs of the batch that is being labeled, in the order to show them."""
 
-    round: int
-    attempt: int
+    round: int = Field(description="with attempt it names the batch: other pairs are due when either changes")
+    attempt: int = Field(description="how many batches of this round were dropped before")
     total: int = Field(description="pairs of the batch")
     labeled: int = Field(description="pairs of the batch that have a label")
     last_label: int = Field(description="newest label row that this answer knows of")
@@ -96,6 +103,37 @@ class Return(BaseModel):
     mean: float
 
 
+class Summary(BaseModel):
+    """A session as the list shows it."""
+
+    name: str = Field(description="of its directory; stands in the addresses")
+    title: str = Field(description="what to call it; empty: the name")
+    archived: bool = Field(description="whether the list keeps it apart")
+    env_id: str
+    goal: str
+    labeler: str = Field(description="human, or synthetic: then nobody is asked")
+    round: int
+    phase: str = Field(description=f"{', '.join(store.PHASES)}: label waits for the person")
+    running: bool = Field(description="whether a loop runs this session now")
+    labels: int = Field(description="pairs that have a label, of all rounds")
+    pairs: int = Field(description="of all rounds")
+    last_activity: float = Field(description="seconds since 1970")
+    true_returns: list[Return]
+    disk_bytes: int
+    thumbnail: str | None = Field(description="address of a picture, to be kept for ever; null: nothing was rendered")
+
+
+class Unreadable(BaseModel):
+    """A session that cannot be read, and why."""
+
+    name: str
+    error: str
+
+
+class Listing(BaseModel):
+    sessions: list[Summary | Unreadable] = Field(description="newest first")
+
+
 class Consistency(BaseModel):
     """How often the person agreed with themselves in the hidden repeats of the newest batch."""
 
@@ -117,19 +155,19 @@ class State(BaseModel):
     created: float = Field(description="tells sessions of one name apart")
     title: str = Field(description="what to call it; the name, unless it was given another")
     env_id: str
-    labeler: str
+    labeler: str = Field(description="human, or synthetic: then nobody is asked")
     goal: str
     rounds: int = Field(description="stops after this many; 0: goes on until stopped")
-    view: View
+    view: View = Field(description="label: pairs wait for the person, whether or not a loop runs")
     running: bool = Field(description="whether a loop runs this session now")
     resume: str = Field(description="the command that makes it go on")
-    round: int
-    attempt: int
-    phase: str
-    pairs: int
-    labeled: int
-    last_label: int
-    progress: Progress | None
+    round: int = Field(description="from 0; with attempt it names the batch")
+    attempt: int = Field(description="how many batches of this round were dropped before")
+    phase: str = Field(description=f"{', '.join(store.PHASES)}: what is to be done next; label waits for the person")
+    pairs: int = Field(description="of the batch")
+    labeled: int = Field(description="pairs of the batch that have a label")
+    last_label: int = Field(description="newest label row")
+    progress: Progress | None = Field(description="null while no loop runs")
     video: Video | None = Field(description="the newest video of the agent")
     live: Live | None = Field(description="while the agent is being trained")
     trained: list[int] = Field(description="rounds that have an agent, oldest first; -1: the untrained one")
@@ -191,7 +229,17 @@ class Open:
         with self._lock:
             summary = self.session.summary()
             self._running = (time.monotonic(), summary["running"])
-            return summary
+        picture = self.session.newest_picture()
+        version = picture and picture_version(self.session, picture)
+        return {**summary, "thumbnail": version and f"/api/s/{self.session.name}/thumbnail.png?v={version}"}
+
+    def trash(self, data_dir: Path) -> Path:
+        with self._lock:  # whoever asks meanwhile whether a loop runs has the lock file open
+            return store.trash_session(data_dir, self.session)
+
+    def gone(self) -> bool:
+        """Whether it was moved away, as to the trash."""
+        return not self.session.path.is_dir()
 
     def state(self, fresh: bool = True) -> State:
         """The state now; `fresh=False` reads the database only when its files have changed (for event streams)."""
@@ -253,8 +301,18 @@ class Sessions:
             try:
                 rows.append(self.open(name).summary())
             except (UserError, sqlalchemy.exc.DatabaseError, OSError, LookupError, ValueError, TypeError) as error:
-                rows.append({"name": name, "error": str(error).partition("\n")[0]})
+                if (self.data_dir / name).is_dir():  # else it was deleted this moment
+                    rows.append({"name": name, "error": str(error).partition("\n")[0]})
         return rows
+
+    def trash(self, name: str) -> Path:
+        """Moves a session to the trash, also one that cannot be read. Raises UserError (see store.trash_session)."""
+        with self._lock:
+            known = self._open.get(name)
+            opened = known[1] if known else Open(Session(self.data_dir / name), "")
+            moved_to = opened.trash(self.data_dir)
+            self._open.pop(name, None)
+            return moved_to
 
     def close(self) -> None:
         with self._lock:
@@ -399,6 +457,12 @@ def sheet_version(session: Session, clip: store.Clip) -> str | None:
     """Part of the sheet's address: a browser keeps sheets for ever, and a later session may have the same name."""
     path = sheet_path(session, clip)
     return f"{path.stat().st_mtime_ns:x}" if path else None
+
+
+def picture_version(session: Session, clip: store.Clip) -> str | None:
+    """Part of the thumbnail's address: changes with the clip and with its sheet; None where there is no sheet."""
+    version = sheet_version(session, clip)
+    return f"{clip.id}-{version}" if version else None
 
 
 def show_video(session: Session, number: int, path: Path) -> Video | None:

@@ -95,7 +95,8 @@ function show(next) {
   callBack(wanted ? `${state.round}-${state.attempt}` : null);
   calls.offer(state.view === "train" && state.labeler === "human");
   tour.offer(judging && state.labeled < 3, state.video?.round === -1 ? state.video : null);
-  document.title = `${titleOf(state)} · ${state.name}`;
+  document.title = `${titleOf(state)} · ${state.title}`;
+  $("title").textContent = state.title;
 }
 
 async function showDashboard() {
@@ -108,7 +109,7 @@ async function showDashboard() {
 
 /** ready: the batch that waits for the person now, or null. */
 function callBack(ready) {
-  if (ready && ready !== batch && !first) calls.call(state.name, state.pairs - state.labeled);
+  if (ready && ready !== batch && !first) calls.call(state.title, state.pairs - state.labeled);
   batch = ready ?? batch;
   first = false;
 }
