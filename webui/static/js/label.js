@@ -8,13 +8,13 @@ import { fit } from "./layout.js";
 import { swipes } from "./swipe.js";
 import { duration, median } from "./format.js";
 
-const SETTLE_MS = 150; // a pair that has only just appeared cannot have been judged
+export const SETTLE_MS = 150; // a pair that has only just appeared cannot have been judged
 const AHEAD = 3; // pairs whose sheets are decoded ahead
 const FETCH = 100; // pairs asked for at once: only where their sheets lie, no pictures
 const PACE_OVER = 10; // the pace is the median over that many labels
 const AGAIN_MS = 1000;
 const AHEAD_AFTER_MS = 120; // decoding ahead may not delay the frame that is due now
-const SPEEDS = { quarter: 0.25, half: 0.5, full: 1 };
+export const SPEEDS = { quarter: 0.25, half: 0.5, full: 1 };
 
 export class Labeling {
   #base;

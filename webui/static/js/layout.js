@@ -15,7 +15,7 @@ export function fit(stage, figures, width, height) {
   const sharp = width < SMALL && scale > 1;
   if (sharp && pixels >= 3) scale = Math.floor(pixels) / devicePixelRatio; // whole pixels stay square
   stage.classList.toggle("stacked", stack);
-  stage.closest("main").classList.toggle("stacked", stack);
+  stage.closest("main, dialog").classList.toggle("stacked", stack);
   for (const figure of figures) {
     const canvas = figure.querySelector("canvas");
     canvas.style.width = `${Math.floor(width * scale)}px`;
