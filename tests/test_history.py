@@ -321,7 +321,7 @@ def test_a_replay_shows_the_same_frame_on_both_sides(sized: Any, serve: Any, mak
         assert page.evaluate("document.activeElement === document.body || !!document.activeElement.closest('#replay')")
     page.keyboard.press("Escape")
     page.wait_for_selector("#replay", state="hidden")
-    assert page.evaluate("document.activeElement.dataset.pair") == str(pairs[4])
+    wait_in(page, lambda: page.evaluate("document.activeElement.dataset.pair") == str(pairs[4]))
     assert len(rows(loop.session)) == 6  # nothing was judged
 
 
