@@ -21,7 +21,7 @@ from starlette.requests import Request
 
 import rlhf_gym.store as store
 from rlhf_gym.config import MAX_GOAL_CHARS, UserError
-from webui import charts, dashboard, shelf, steering
+from webui import charts, dashboard, history, shelf, steering
 from webui.bodies import MAX_COUNT, MAX_ID, Body
 from webui.found import Found
 from webui.security import Guard
@@ -144,7 +144,7 @@ def create_app(
         detail = f"The session's database cannot be used just now ({error.orig}): nothing was changed, try again."
         return problem(request, 503, detail)
 
-    for part in (dashboard, shelf, steering):
+    for part in (dashboard, history, shelf, steering):
         app.include_router(part.router)
 
     # ------------------------------------------------------------------ pages

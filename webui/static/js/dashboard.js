@@ -7,9 +7,9 @@ import { Wall } from "./wall.js";
 export class Dashboard {
   #parts;
 
-  /** base: the session's address in the API; say: { toast(text) }. */
-  constructor(base, say) {
-    this.#parts = [new Wall(base, say), new Curves(base, say), new Browser(base, say)];
+  /** base: the session's address in the API; say: { toast(text) }; hands: { keys, outbox } of the labeling page. */
+  constructor(base, say, hands) {
+    this.#parts = [new Wall(base, say), new Curves(base, say), new Browser(base, hands)];
   }
 
   /** Shows what there is to the session's state; called whenever that changes. */

@@ -13,6 +13,8 @@ const ACTIONS = [
   { does: "half", says: "half speed", arrows: "2", hand: "2" },
   { does: "full", says: "full speed", arrows: "3", hand: "3" },
   { does: "restart", says: "from the first frame", arrows: "r", hand: "r" },
+  { does: "previous", says: "the pair before, among labels", arrows: "p", hand: "p" },
+  { does: "next", says: "the next pair, among labels", arrows: "n", hand: "n" },
   { does: "help", says: "this list", arrows: "?", hand: "?" },
 ];
 const SETS = ["arrows", "hand"];
@@ -81,15 +83,17 @@ export class Keys {
     return ACTIONS.map(({ does, says }) => ({ does, says, cap: this.cap(does) }));
   }
 
-  /** Calls act(what, strong) for each key that means something here. */
-  listen(act) {
-    document.addEventListener("keydown", (event) => {
+  /** Calls act(what, strong) for each key that means something here; takes(what): whether it does just now. Keys in a
+   * dialog are the dialog's own: `within`. */
+  listen(act, takes = () => true, within = null) {
+    (within ?? document).addEventListener("keydown", (event) => {
       if (event.ctrlKey || event.metaKey || event.altKey || event.isComposing) return;
-      if (event.target.closest?.("input:not([type=range]), textarea, select, dialog")) return;
+      if (event.target.closest?.("input:not([type=range]), textarea, select")) return;
+      if (document.querySelector("dialog[open]") !== within) return;
       if ((event.key === " " || event.key === "Enter") && event.target.closest?.("button, a, video")) return;
       const key = nameOf(event);
       const what = ACTIONS.find(({ does }) => this.key(does) === key)?.does ?? ALWAYS[key];
-      if (!what) return;
+      if (!what || !takes(what)) return;
       event.preventDefault(); // arrows scroll, Backspace goes back
       if (event.repeat && !MAY_REPEAT.has(what)) return;
       act(what, event.shiftKey);

@@ -4,17 +4,17 @@ import { Outbox, getJson } from "./outbox.js";
 import { Player } from "./player.js";
 import { Sheets } from "./sheets.js";
 import { SAID, Strip } from "./strip.js";
-import { fit } from "./layout.js";
+import { fit, flash } from "./layout.js";
 import { swipes } from "./swipe.js";
 import { Offer } from "./offer.js";
 import { Pace } from "./pace.js";
 
-const SETTLE_MS = 150; // a pair that has only just appeared cannot have been judged
+export const SETTLE_MS = 150; // a pair that has only just appeared cannot have been judged
 const AHEAD = 3; // pairs whose sheets are decoded ahead
 const FETCH = 100; // pairs asked for at once: only where their sheets lie, no pictures
 const AGAIN_MS = 1000;
 const AHEAD_AFTER_MS = 120; // decoding ahead may not delay the frame that is due now
-const SPEEDS = { quarter: 0.25, half: 0.5, full: 1 };
+export const SPEEDS = { quarter: 0.25, half: 0.5, full: 1 };
 
 export class Labeling {
   #base;
@@ -156,7 +156,7 @@ export class Labeling {
     this.#change(null);
     this.#show();
     this.outbox.add("labels", body, { batch: this.#batch, round: pair.round });
-    this.#flash(choice, strength);
+    flash([this.#figures, this.#view.querySelector(`[data-choice=${choice}]`)], choice, strength);
     if (changed) this.#strip.add(pair, choice, strength); // its picture is there
     else afterFrame(() => this.#history.includes(pair) && this.#strip.add(pair, choice, strength, sheets));
     const said = (strength === "strong" ? "Much: " : "") + SAID[choice];
@@ -318,18 +318,6 @@ export class Labeling {
     if (!always && this.#fitted === `${width}x${height}`) return;
     this.#fitted = `${width}x${height}`;
     fit(this.#stage, this.#figures, width, height);
-  }
-
-  #flash(choice, strength) {
-    const sides = { left: [0], right: [1], equal: [0, 1], skip: [] }[choice];
-    const button = this.#view.querySelector(`[data-choice=${choice}]`);
-    for (const element of [...sides.map((i) => this.#figures[i]), button]) {
-      if (element.classList.contains("flash")) {
-        element.classList.remove("flash", "strong");
-        void element.offsetWidth; // starts the animation anew; costs a layout
-      }
-      element.classList.add("flash", ...(strength === "strong" ? ["strong"] : []));
-    }
   }
 
   #count() {

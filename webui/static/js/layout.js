@@ -15,11 +15,23 @@ export function fit(stage, figures, width, height) {
   const sharp = width < SMALL && scale > 1;
   if (sharp && pixels >= 3) scale = Math.floor(pixels) / devicePixelRatio; // whole pixels stay square
   stage.classList.toggle("stacked", stack);
-  stage.closest("main").classList.toggle("stacked", stack);
+  stage.closest("main, dialog").classList.toggle("stacked", stack);
   for (const figure of figures) {
     const canvas = figure.querySelector("canvas");
     canvas.style.width = `${Math.floor(width * scale)}px`;
     canvas.style.height = `${Math.floor(height * scale)}px`;
     canvas.classList.toggle("sharp", sharp);
+  }
+}
+
+/** Lights up what was chosen: a side, both or none, and its button. */
+export function flash([figures, button], choice, strength) {
+  const sides = { left: [0], right: [1], equal: [0, 1], skip: [] }[choice];
+  for (const element of [...sides.map((i) => figures[i]), button]) {
+    if (element.classList.contains("flash")) {
+      element.classList.remove("flash", "strong");
+      void element.offsetWidth; // starts the animation anew; costs a layout
+    }
+    element.classList.add("flash", ...(strength === "strong" ? ["strong"] : []));
   }
 }

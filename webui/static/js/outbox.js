@@ -10,7 +10,7 @@ const TIMEOUT_MS = 40000; // longer than the server itself waits for the databas
 export class Outbox {
   #base;
   #key;
-  #events;
+  #listeners;
   #waiting = [];
   #busy = false;
   #retry = null;
@@ -20,11 +20,16 @@ export class Outbox {
   constructor(base, key, events) {
     this.#base = base;
     this.#key = key;
-    this.#events = events;
+    this.#listeners = [events];
     this.#waiting = JSON.parse(sessionStorage.getItem(key) ?? "[]");
     addEventListener("beforeunload", (event) => {
       if (this.#failures) event.preventDefault();
     });
+  }
+
+  /** Further events for someone else: any of those. */
+  listen(events) {
+    this.#listeners.push(events);
   }
 
   get items() {
@@ -51,17 +56,21 @@ export class Outbox {
     this.#busy = false;
     if (status === 0 || status === 401 || status >= 500) {
       this.#failures += 1;
-      this.#events.trouble(this.#waiting.length, status ? answer?.detail : null);
+      this.#tell("trouble", this.#waiting.length, status ? answer?.detail : null);
       this.#retry = setTimeout(() => this.kick(), Math.min(FIRST_RETRY_MS * 2 ** (this.#failures - 1), LONGEST_RETRY_MS));
       return;
     }
     this.#failures = 0;
     this.#waiting.shift();
     this.#store();
-    this.#events.trouble(0, null);
-    if (status < 300) this.#events.saved(item, answer);
-    else this.#events.refused(item, answer?.detail ?? `The server answered ${status}.`);
+    this.#tell("trouble", 0, null);
+    if (status < 300) this.#tell("saved", item, answer);
+    else this.#tell("refused", item, answer?.detail ?? `The server answered ${status}.`);
     this.kick();
+  }
+
+  #tell(what, ...how) {
+    for (const events of this.#listeners) events[what]?.(...how);
   }
 
   #store() {

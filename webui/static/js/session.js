@@ -102,7 +102,7 @@ function show(next) {
 async function showDashboard() {
   if (!dashboard) {
     const { Dashboard } = await import("./dashboard.js");
-    dashboard ??= new Dashboard(base, say);
+    dashboard ??= new Dashboard(base, say, { keys, outbox: labeling.outbox });
   }
   if (!$("watch-view").hidden) dashboard.show(state);
 }
@@ -138,10 +138,10 @@ function showTrouble() {
   $("trouble").textContent = parts.join(" ");
 }
 
-keys.listen((what, strong) => {
-  if (what === "help") menu.showModal();
-  else if (app.dataset.view === "label") labeling.act(what, strong);
-});
+keys.listen(
+  (what, strong) => (what === "help" ? menu.showModal() : labeling.act(what, strong)),
+  (what) => what === "help" || app.dataset.view === "label", // elsewhere arrows and Space scroll
+);
 $("views").addEventListener("click", (event) => {
   const to = event.target.closest("button")?.dataset.to;
   if (!to) return;

@@ -127,7 +127,7 @@ function picture(canvas, clip, sheet) {
 }
 
 /** After a reload: the sheet lies in the browser's cache; only one frame of it is kept. */
-async function fetchPicture(canvas, clip) {
+export async function fetchPicture(canvas, clip) {
   if (!clip.url) return;
   try {
     const answer = await fetch(clip.url, { priority: "low" });
