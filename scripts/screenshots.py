@@ -29,7 +29,20 @@ SIZES = {"": {"width": 1280, "height": 800}, "-phone": {"width": 390, "height": 
 THEMES = ("light", "dark")
 COLORS = 128  # of a picture: small files, and nobody sees the difference
 GOAL = "Keep the pole upright, and stay near the middle."
-CARTPOLE = ("run", "CartPole-v1", "--goal", GOAL, "--rounds", "3", "--mistake-rate", "0.1", "--clip-seconds", "1.7")
+CARTPOLE = (
+    "run",
+    "CartPole-v1",
+    "--session",
+    "cartpole-1",
+    "--goal",
+    GOAL,
+    "--rounds",
+    "3",
+    "--mistake-rate",
+    "0.1",
+    "--clip-seconds",
+    "1.7",
+)
 SMALL = ("--rounds", "1", "--pairs-per-round", "6", "--agent-steps-per-round", "2048", "--reward-steps", "50")
 SYNTHETIC = ("--labeler", "synthetic", "--render")
 OTHERS = (

@@ -48,7 +48,8 @@ def stranger(client: TestClient) -> TestClient:
 
 
 @pytest.fixture
-def serve(tmp_path: Path) -> Iterator[Callable[..., Server]]:
+def serve(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Callable[..., Server]]:
+    """Servers over tmp_path/data; they outlive the page, whose last requests are nobody's trouble."""
     started: list[Server] = []
 
     def start(port: int = 0) -> Server:
@@ -58,6 +59,9 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Server]]:
         return server
 
     yield start
+    if "context" in request.fixturenames:
+        for page in request.getfixturevalue("context").pages:
+            page.close()
     for server in started:
         server.stop()
 
