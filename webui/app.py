@@ -21,7 +21,7 @@ from starlette.requests import Request
 
 import rlhf_gym.store as store
 from rlhf_gym.config import MAX_GOAL_CHARS, UserError
-from webui import charts, dashboard, shelf, steering
+from webui import charts, dashboard, metrics, shelf, steering
 from webui.found import Found
 from webui.security import Guard
 from webui.state import (
@@ -111,6 +111,7 @@ def create_app(
     templates = Jinja2Templates(HERE / "templates")
     templates.env.filters["sparkline"] = charts.sparkline
     templates.env.filters["ago"] = charts.ago
+    templates.env.globals["plotly_url"] = metrics.plotly_url
     app = FastAPI(
         title="rlhf-gym", docs_url=None, redoc_url=None, responses={"4XX": {"model": Problem}}, description=__doc__
     )

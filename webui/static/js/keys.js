@@ -90,6 +90,7 @@ export class Keys {
       const key = nameOf(event);
       const what = ACTIONS.find(({ does }) => this.key(does) === key)?.does ?? ALWAYS[key];
       if (!what) return;
+      if (what !== "help" && document.getElementById("label-view").hidden) return; // there arrows scroll and slide
       event.preventDefault(); // arrows scroll, Backspace goes back
       if (event.repeat && !MAY_REPEAT.has(what)) return;
       act(what, event.shiftKey);

@@ -1,0 +1,91 @@
+// Where the reward model and the true reward part: arithmetic alone, without the page.
+
+const CLEARLY = 0.15; // of the line's whole range
+const ERRORS = 2; // standard errors by which the true return must have fallen
+const EPISODES = 10; // of an evaluation, where it is not known
+
+/** Values from the lowest to the highest as 0 to 1; all alike: one half. */
+export function unit(values) {
+  const low = Math.min(...values);
+  const high = Math.max(...values);
+  return values.map((v) => (high > low ? (v - low) / (high - low) : 0.5));
+}
+
+/**
+ * Where the upper line stands above the lower one: a polygon [[x, y], …] for each stretch, from crossing to crossing.
+ * Both lines are straight between their points and share xs.
+ */
+export function above(xs, upper, lower) {
+  const areas = [];
+  let top = [];
+  let bottom = [];
+  const close = () => {
+    if (top.length > 1) areas.push([...top, ...bottom.reverse()]);
+    [top, bottom] = [[], []];
+  };
+  for (let i = 0; i < xs.length; i += 1) {
+    const gap = upper[i] - lower[i];
+    const before = i ? upper[i - 1] - lower[i - 1] : gap;
+    if (before * gap < 0) {
+      const share = before / (before - gap);
+      const point = [xs[i - 1] + share * (xs[i] - xs[i - 1]), upper[i - 1] + share * (upper[i] - upper[i - 1])];
+      top.push(point); // the stretch begins or ends where the lines cross
+      if (gap < 0) close();
+    }
+    if (gap > 0 || (gap === 0 && (before > 0 || upper[i + 1] > lower[i + 1]))) {
+      top.push([xs[i], upper[i]]);
+      if (gap > 0) bottom.push([xs[i], lower[i]]);
+      else if (before > 0) close();
+    }
+  }
+  close();
+  return areas;
+}
+
+/** The rounds that led to the newest one, oldest first: who went back has left the others behind. */
+export function lineage(rounds) {
+  const known = new Map(rounds.map((round) => [round.round, round]));
+  const line = [];
+  let round = rounds.at(-1);
+  while (round && !line.includes(round)) {
+    line.unshift(round);
+    round = round.from === null ? null : known.get(round.from);
+  }
+  return line;
+}
+
+/**
+ * The round since which, over two rounds or more, the predicted return rose and the true one fell, both clearly; or
+ * null. rounds: [{ round, from, mean, mean_return, std }], oldest first; episodes: of an evaluation.
+ */
+export function partedSince(rounds, episodes = EPISODES) {
+  const line = lineage(rounds).filter((r) => r.mean !== null && r.mean_return !== null);
+  const span = (values) => Math.max(...values) - Math.min(...values);
+  const rise = CLEARLY * span(line.map((r) => r.mean));
+  const fall = CLEARLY * span(line.map((r) => r.mean_return));
+  const last = line.at(-1);
+  for (let i = 0; i + 2 < line.length; i += 1) {
+    const [since, later] = [line[i], line.slice(i + 1)];
+    const error = Math.hypot(since.std ?? 0, last.std ?? 0) / Math.sqrt(episodes);
+    const peaked = later.every((r) => r.mean_return <= since.mean_return && r.mean >= since.mean);
+    const fell = since.mean_return - last.mean_return;
+    if (peaked && last.mean - since.mean > rise && fell > fall && fell > ERRORS * error) return since.round;
+  }
+  return null;
+}
+
+/** Steps that go on from round to round, though who went back to an earlier agent counts from there again. */
+export function steadySteps({ rounds, steps }) {
+  let [shift, end] = [0, 0];
+  return steps.map((step, i) => {
+    if (i && rounds[i] !== rounds[i - 1] && step + shift < end) shift = end - steps[i];
+    end = step + shift;
+    return end;
+  });
+}
+
+/** { rounds, values } with the last value of every round alone. */
+export function lastOfRounds({ rounds, values }) {
+  const last = new Map(rounds.map((round, i) => [round, values[i]]));
+  return { rounds: [...last.keys()], values: [...last.values()] };
+}
