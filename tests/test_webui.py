@@ -48,7 +48,7 @@ def stranger(client: TestClient) -> TestClient:
 
 
 @pytest.fixture
-def serve(tmp_path: Path) -> Iterator[Callable[..., Server]]:
+def serve(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Callable[..., Server]]:
     started: list[Server] = []
 
     def start(port: int = 0) -> Server:
@@ -58,6 +58,9 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Server]]:
         return server
 
     yield start
+    if "context" in request.fixturenames:  # what a page asks of a server that is gone is no problem of the page's
+        for page in request.getfixturevalue("context").pages:
+            page.goto("about:blank")
     for server in started:
         server.stop()
 

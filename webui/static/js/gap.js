@@ -16,30 +16,34 @@ export function unit(values) {
  * Both lines are straight between their points and share xs.
  */
 export function above(xs, upper, lower) {
-  const areas = [];
-  let top = [];
-  let bottom = [];
-  const close = () => {
-    if (top.length > 1) areas.push([...top, ...bottom.reverse()]);
-    [top, bottom] = [[], []];
-  };
-  for (let i = 0; i < xs.length; i += 1) {
+  const points = []; // [x, upper, lower], the crossings among them
+  xs.forEach((x, i) => {
     const gap = upper[i] - lower[i];
-    const before = i ? upper[i - 1] - lower[i - 1] : gap;
+    const before = i ? upper[i - 1] - lower[i - 1] : 0;
     if (before * gap < 0) {
       const share = before / (before - gap);
-      const point = [xs[i - 1] + share * (xs[i] - xs[i - 1]), upper[i - 1] + share * (upper[i] - upper[i - 1])];
-      top.push(point); // the stretch begins or ends where the lines cross
-      if (gap < 0) close();
+      const y = upper[i - 1] + share * (upper[i] - upper[i - 1]);
+      points.push([xs[i - 1] + share * (x - xs[i - 1]), y, y]);
     }
-    if (gap > 0 || (gap === 0 && (before > 0 || upper[i + 1] > lower[i + 1]))) {
-      top.push([xs[i], upper[i]]);
-      if (gap > 0) bottom.push([xs[i], lower[i]]);
-      else if (before > 0) close();
+    points.push([x, upper[i], lower[i]]);
+  });
+  const areas = [];
+  let stretch = [];
+  for (let i = 1; i <= points.length; i += 1) {
+    const [from, to] = [points[i - 1], points[i]];
+    const isAbove = to && from[1] + to[1] > from[2] + to[2]; // between two of them the lines do not cross
+    if (isAbove) stretch.push(...(stretch.length ? [to] : [from, to]));
+    if (stretch.length && (!isAbove || to[1] === to[2])) {
+      areas.push(around(stretch));
+      stretch = [];
     }
   }
-  close();
   return areas;
+}
+
+function around(stretch) {
+  const back = stretch.filter(([, high, low]) => high > low).reverse();
+  return [...stretch.map(([x, high]) => [x, high]), ...back.map(([x, , low]) => [x, low])];
 }
 
 /** The rounds that led to the newest one, oldest first: who went back has left the others behind. */

@@ -64,7 +64,7 @@ export function draw(plotly, node, { traces, layout = {} }, look) {
   const { xaxis, yaxis, yaxis2, ...rest } = layout;
   const whole = {
     height: HEIGHT, margin: { l: 46, r: yaxis2 ? 50 : 14, t: 10, b: 40 }, showlegend: false, dragmode: false,
-    paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", hovermode: "x unified",
+    paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", hovermode: "x unified", hoverdistance: -1,
     font: { family: look.font, size: 12, color: look.quiet },
     hoverlabel: { bgcolor: look.surface, bordercolor: look.line, font: { family: look.font, size: 13, color: look.ink } },
     xaxis: merge(axis, { showgrid: false, showline: true, ...xaxis }),
