@@ -40,7 +40,7 @@ def movies(tmp_path_factory: pytest.TempPathFactory) -> dict[int, bytes]:
 
 def put_round(loop: Any, number: int, movie: bytes, frames: int, mean: float = 50.0, **verdict: Any) -> None:
     """What the loop leaves of a round: agent, video, evaluation, verdict."""
-    loop.session.video(number).write_bytes(movie)
+    store.write_atomic(loop.session.video(number), movie)
     values = [math.sin(0.1 * i + number) for i in range(frames)]
     own = {
         "judge": 2,

@@ -4,6 +4,21 @@ import { number, roundName } from "./format.js";
 import { above, lastOfRounds, partedSince, steadySteps, unit } from "./gap.js";
 import { faint } from "./plot.js";
 
+const HOW_TRUE = "The mean of an evaluation, plus and minus one standard deviation. It is never trained on.";
+const HOW_BOTH =
+  "The true return, left, is never trained on; the predicted one, right, is what the newest reward model says of each " +
+  "round’s video. Each is drawn from its lowest to its highest.";
+const HOW_GAP = " Shaded: the model thinks more of the agent than the true reward does.";
+const PARTED =
+  "the predicted return rose while the true one fell: it may please the reward model with something you would not " +
+  "like. Watch it on the wall, label such pairs, or go back.";
+const HOW_TRAINING =
+  "Returns of the last hundred episodes while the agent practises; a line where a round begins. Each round has its own " +
+  "reward model, so its predicted returns are its own.";
+const HOW_HELD_OUT = "Held out: on labels that it did not learn from.";
+const HOW_BEFORE = "Beforehand: on each new batch, before it learned from it.";
+const HOW_CONSISTENT =
+  "How often a pair that was shown again, sides swapped, got the same answer. The reward model cannot know better.";
 const MOST_TICKS = 9;
 const PAD = 0.08; // of an axis, so that no point lies on its end
 
@@ -31,46 +46,66 @@ export function charts(data, look) {
 function returnsChart({ rounds, series }, look) {
   const measured = rounds.filter((r) => r.mean_return !== null);
   if (measured.length < 2) return null;
+  const judged = measured.filter((r) => r.mean !== null);
+  const both = judged.length > 1;
   const xs = measured.map((r) => r.round);
   const truth = measured.map((r) => r.mean_return);
-  const judged = measured.filter((r) => r.mean !== null);
+  const areas = both ? gapAreas(judged, truth) : [];
   const guesses = judged.map((r) => r.mean);
-  const both = judged.length > 1;
-  const stds = measured.map((r) => r.std ?? 0);
-  const traces = [];
-  const areas = both ? gapAreas(judged) : [];
-  if (areas.length) {
-    const low = Math.min(...judged.map((r) => r.mean_return));
-    const span = Math.max(...judged.map((r) => r.mean_return)) - low;
-    const points = areas.flatMap((area) => [...area, area[0], [null, null]]);
-    traces.push({
-      name: "gap", x: points.map(([x]) => x), y: points.map(([, y]) => (y === null ? null : low + y * (span || 1) - (span ? 0 : 0.5))),
-      fill: "toself", fillcolor: faint(look.right, 0.2), mode: "lines", line: { width: 0 }, hoverinfo: "skip",
-    });
+  const traces = [trueTrace(measured, look)];
+  const keys = [["true", "true"]];
+  if (both) {
+    const places = { yaxis: "y2", mode: "lines+markers", hovertemplate: "predicted %{y:.3~g} a step" };
+    traces.push(line("predicted", judged.map((r) => r.round), guesses, look.accent, places));
+    keys.push(["predicted", "predicted"]);
   }
-  const error = { type: "data", array: stds, visible: stds.some(Boolean), color: faint(look.ink, 0.3), thickness: 1, width: 0 };
-  traces.push(line("true", xs, truth, look.ink, { error_y: error, mode: "lines+markers", hovertemplate: "true %{y:.4~g} ± %{error_y.array:.3~g}" }));
-  if (both) traces.push(line("predicted", judged.map((r) => r.round), guesses, look.accent, { yaxis: "y2", mode: "lines+markers", hovertemplate: "predicted %{y:.3~g} a step" }));
+  if (areas.length) {
+    traces.unshift(gapTrace(areas, truth, look));
+    keys.push(["gap", "predicted above true"]);
+  }
   const since = partedSince(measured, series["eval/episodes"]?.values.at(-1));
   return {
     title: "True and predicted return by round",
-    how: both
-      ? "The true return, left, is never trained on; the predicted one, right, is what the newest reward model says of each round’s video. Each is drawn from its lowest to its highest. Shaded: the model thinks more of the agent than the true reward does."
-      : "The mean of an evaluation, plus and minus one standard deviation. It is never trained on.",
-    keys: [["true", "true"], ...(both ? [["predicted", "predicted"]] : []), ...(areas.length ? [["gap", "predicted above true"]] : [])],
-    words: words(["true", truth.at(-1)], both && ["predicted", guesses.at(-1)]) + ` after ${roundName(xs.at(-1))}`,
-    alarm:
-      since === null
-        ? ""
-        : `Since ${since < 0 ? "the start" : roundName(since)} the predicted return rose while the true one fell: it may please the reward model with something you would not like. Watch it on the wall, label such pairs, or go back.`,
+    how: both ? HOW_BOTH + (areas.length ? HOW_GAP : "") : HOW_TRUE,
+    keys,
+    words: `${words(["true", truth.at(-1)], both && ["predicted", guesses.at(-1)])} after ${roundName(xs.at(-1))}`,
+    alarm: since === null ? "" : `Since ${since < 0 ? "the start" : roundName(since)} ${PARTED}`,
     traces,
-    layout: { height: 300, xaxis: roundAxis(xs), yaxis: rangeAxis(both ? judged.map((r) => r.mean_return) : truth, both), yaxis2: both ? rangeAxis(guesses, true) : undefined },
+    layout: {
+      height: 300,
+      xaxis: roundAxis(xs),
+      yaxis: both ? rangeAxis(truth) : {},
+      yaxis2: both ? rangeAxis(guesses) : undefined,
+    },
+  };
+}
+
+function trueTrace(measured, look) {
+  const stds = measured.map((r) => r.std ?? 0);
+  const visible = stds.some(Boolean);
+  return line("true", measured.map((r) => r.round), measured.map((r) => r.mean_return), look.ink, {
+    mode: "lines+markers",
+    error_y: { type: "data", array: stds, visible, color: faint(look.ink, 0.3), thickness: 1, width: 0 },
+    customdata: stds.map(number),
+    hovertemplate: `true %{y:.4~g}${visible ? " ± %{customdata}" : ""}`,
+  });
+}
+
+/** Drawn on the true return's axis, though it lies between lines of two. */
+function gapTrace(areas, truth, look) {
+  const [low, high] = [Math.min(...truth), Math.max(...truth)];
+  const y = (share) => (high > low ? low + share * (high - low) : low + share - 0.5);
+  const points = areas.flatMap((area) => [...area.map(([x, share]) => [x, y(share)]), [null, null]]);
+  return {
+    type: "scatter", name: "gap", x: points.map((p) => p[0]), y: points.map((p) => p[1]), mode: "lines",
+    fill: "toself", fillcolor: faint(look.right, 0.2), line: { width: 0 }, hoverinfo: "skip",
   };
 }
 
 /** In the common scale, where 0 is the lowest of each line and 1 its highest. */
-export function gapAreas(judged) {
-  return above(judged.map((r) => r.round), unit(judged.map((r) => r.mean)), unit(judged.map((r) => r.mean_return)));
+export function gapAreas(judged, truth) {
+  const lower = unit(judged.map((r) => r.mean_return), truth);
+  return above(judged.map((r) => r.round), unit(judged.map((r) => r.mean)), lower);
 }
 
 function trainingChart({ series }, look) {
@@ -79,17 +114,24 @@ function trainingChart({ series }, look) {
   const xs = steadySteps(truth);
   const traces = [line("true", xs, truth.values, look.ink, { hovertemplate: "true %{y:.4~g}" })];
   const both = guess?.values.length > 1;
-  if (both) traces.push(line("predicted", steadySteps(guess), guess.values, look.accent, { yaxis: "y2", hovertemplate: "predicted %{y:.4~g}" }));
-  const shapes = xs
-    .filter((_, i) => i && truth.rounds[i] !== truth.rounds[i - 1])
-    .map((x) => ({ type: "line", x0: x, x1: x, y0: 0, y1: 1, yref: "paper", layer: "below", line: { color: look.line, width: 1 } }));
+  if (both) {
+    const places = { yaxis: "y2", hovertemplate: "predicted %{y:.4~g}" };
+    traces.push(line("predicted", steadySteps(guess), guess.values, look.accent, places));
+  }
+  const place = { type: "line", y0: 0, y1: 1, yref: "paper", layer: "below", line: { color: look.line, width: 1 } };
+  const begins = xs.filter((_, i) => i && truth.rounds[i] !== truth.rounds[i - 1]);
   return {
     title: "While training",
-    how: "Returns of the last hundred episodes while the agent practises; a line where a round begins. Each round has its own reward model, so its predicted returns are its own.",
+    how: HOW_TRAINING,
     keys: [["true", "true"], ...(both ? [["predicted", "predicted"]] : [])],
     words: words(["true", truth.values.at(-1)], both && ["predicted", guess.values.at(-1)]),
     traces,
-    layout: { shapes, xaxis: { title: { text: "steps" }, nticks: 5 }, yaxis: { showgrid: false }, yaxis2: both ? { tickmode: "auto" } : undefined },
+    layout: {
+      shapes: begins.map((x) => ({ ...place, x0: x, x1: x })),
+      xaxis: { title: { text: "steps" }, nticks: 5 },
+      yaxis: { showgrid: false },
+      yaxis2: both ? { tickmode: "auto" } : undefined,
+    },
   };
 }
 
@@ -98,8 +140,8 @@ function accuracyChart({ series }, look) {
     title: "Reward model: how often it is right",
     how: "A coin is right half the time.",
     lines: [
-      ["held out", "reward/held_out_accuracy", look.accent, "predicted", "Held out: on labels that it did not learn from."],
-      ["beforehand", "reward/prequential_accuracy", look.left, "before", "Beforehand: on each new batch, before it learned from it."],
+      ["held out", "reward/held_out_accuracy", look.accent, "predicted", HOW_HELD_OUT],
+      ["beforehand", "reward/prequential_accuracy", look.left, "before", HOW_BEFORE],
     ],
     yaxis: { range: [0, 1.04], tickformat: ".0%", tickvals: [0, 0.5, 1] },
     format: "%{y:.0%}",
@@ -122,14 +164,15 @@ function lossChart({ series }, look) {
   const floor = chart && series["reward/floor"];
   if (!floor?.values.length) return chart;
   const { rounds, values } = lastOfRounds(floor);
-  const area = line("floor", rounds, values, look.line, { fill: "tozeroy", fillcolor: faint(look.quiet, 0.16), hovertemplate: "floor %{y:.3f}" });
+  const shade = { fill: "tozeroy", fillcolor: faint(look.quiet, 0.16), hovertemplate: "floor %{y:.3f}" };
+  const area = line("floor", rounds, values, look.line, shade);
   return { ...chart, traces: [area, ...chart.traces], keys: [...chart.keys, ["floor", "floor"]] };
 }
 
 function consistencyChart({ series }, look) {
   return perRound(series, look, {
     title: "Consistency of the labels",
-    how: "How often a pair that was shown again, sides swapped, got the same answer. The reward model cannot know better than that.",
+    how: HOW_CONSISTENT,
     lines: [["same answer", "labels/consistency", look.left, "before"]],
     yaxis: { range: [0, 1.04], tickformat: ".0%", tickvals: [0, 0.5, 1] },
     format: "%{y:.0%}",
@@ -139,12 +182,13 @@ function consistencyChart({ series }, look) {
 
 function labelsChart({ labels }, look) {
   if (labels.times.length < 2) return null;
+  const stairs = { line: { color: look.left, width: 2, shape: "hv" }, hovertemplate: "%{y} labels" };
   return {
     title: "Labels so far",
     how: "Pairs with a label, by the clock.",
     keys: [],
     words: `labels ${number(labels.counts.at(-1))}`,
-    traces: [line("labels", labels.times.map(localTime), labels.counts, look.left, { line: { color: look.left, width: 2, shape: "hv" }, hovertemplate: "%{y} labels" })],
+    traces: [line("labels", labels.times.map(localTime), labels.counts, look.left, stairs)],
     layout: { xaxis: { type: "date", nticks: 4 }, yaxis: { rangemode: "tozero" } },
   };
 }
@@ -152,12 +196,13 @@ function labelsChart({ labels }, look) {
 function speedChart({ series }, look) {
   const speed = series["charts/SPS"];
   if (!(speed?.values.length > 1)) return null;
+  const thin = { line: { color: look.quiet, width: 1.5 }, hovertemplate: "%{y:,.0f} steps/s" };
   return {
     title: "Speed of training",
     how: "Steps of the agent a second.",
     keys: [],
     words: `steps a second ${number(speed.values.at(-1))}`,
-    traces: [line("steps a second", steadySteps(speed), speed.values, look.quiet, { line: { color: look.quiet, width: 1.5 }, hovertemplate: "%{y:,.0f} steps/s" })],
+    traces: [line("steps a second", steadySteps(speed), speed.values, look.quiet, thin)],
     layout: { xaxis: { title: { text: "steps" }, nticks: 5 }, yaxis: { rangemode: "tozero" } },
   };
 }
@@ -165,8 +210,8 @@ function speedChart({ series }, look) {
 /** One point a round, for each of the lines that have any: [name, metric, colour, class of its key, what it is]. */
 function perRound(series, look, { title, how, lines, yaxis, format, say }) {
   const known = lines
-    .map(([name, metric, colour, key, lead]) => ({ name, colour, key, lead, ...lastOfRounds(series[metric] ?? { rounds: [], values: [] }) }))
-    .filter((one) => one.values.length);
+    .filter(([, metric]) => series[metric]?.values.length)
+    .map(([name, metric, colour, key, lead]) => ({ name, colour, key, lead, ...lastOfRounds(series[metric]) }));
   if (!known.length) return null;
   const xs = [...new Set(known.flatMap((one) => one.rounds))].sort((a, b) => a - b);
   return {
@@ -197,19 +242,19 @@ function roundAxis(rounds) {
   const marks = rounds.filter((r) => r === first || r === last || ((last - r) % every === 0 && r - first >= every));
   const reach = Math.max(last - first, 1);
   return {
-    title: { text: "round" }, range: [first - 0.04 * reach, last + 0.04 * reach], tickvals: marks,
+    title: { text: "round" }, unifiedhovertitle: { text: "round %{x}" }, range: [first - 0.04 * reach, last + 0.04 * reach], tickvals: marks,
     ticktext: marks.map((r) => (r < 0 ? "start" : String(r))), tickmode: "array",
   };
 }
 
-/** From the lowest to the highest value, which alone are marked where two axes share the chart. */
-function rangeAxis(values, ends) {
+/** From the lowest to the highest value, which alone are marked. */
+function rangeAxis(values) {
   const [low, high] = [Math.min(...values), Math.max(...values)];
   const reach = high - low || 1;
   const from = high > low ? low : low - 0.5;
   const range = [from - PAD * reach, from + reach * (1 + PAD)];
   const marks = high > low ? [low, high] : [low];
-  return ends ? { range, tickmode: "array", tickvals: marks, ticktext: marks.map(number), showgrid: false } : {};
+  return { range, tickmode: "array", tickvals: marks, ticktext: marks.map(number), showgrid: false };
 }
 
 /** Plotly takes times as they are written. */

@@ -4,10 +4,10 @@ const CLEARLY = 0.15; // of the line's whole range
 const ERRORS = 2; // standard errors by which the true return must have fallen
 const EPISODES = 10; // of an evaluation, where it is not known
 
-/** Values from the lowest to the highest as 0 to 1; all alike: one half. */
-export function unit(values) {
-  const low = Math.min(...values);
-  const high = Math.max(...values);
+/** Values on a scale on which the lowest of all is 0 and the highest 1; where these are alike: one half. */
+export function unit(values, all = values) {
+  const low = Math.min(...all);
+  const high = Math.max(...all);
   return values.map((v) => (high > low ? (v - low) / (high - low) : 0.5));
 }
 

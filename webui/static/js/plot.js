@@ -45,7 +45,7 @@ function loaded(node) {
 /** The page's colours and font, as they are now. */
 export function theme() {
   const style = getComputedStyle(document.documentElement);
-  const names = ["surface", "sunken", "line", "ink", "quiet", "left", "right", "accent"];
+  const names = ["bg", "surface", "sunken", "line", "ink", "quiet", "left", "right", "accent"];
   const colours = Object.fromEntries(names.map((name) => [name, style.getPropertyValue(`--${name}`).trim()]));
   return { ...colours, font: getComputedStyle(document.body).fontFamily };
 }
@@ -61,13 +61,14 @@ export function draw(plotly, node, { traces, layout = {} }, look) {
     fixedrange: true, zeroline: false, linecolor: look.line, gridcolor: look.line, tickcolor: look.line,
     tickfont: { color: look.quiet }, title: { font: { color: look.quiet, size: 12 }, standoff: 6 },
   };
+  const spike = { spikecolor: look.quiet, spikethickness: 1, spikedash: "solid" };
   const { xaxis, yaxis, yaxis2, ...rest } = layout;
   const whole = {
     height: HEIGHT, margin: { l: 46, r: yaxis2 ? 50 : 14, t: 10, b: 40 }, showlegend: false, dragmode: false,
-    paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", hovermode: "x unified", hoverdistance: -1,
+    paper_bgcolor: look.bg, plot_bgcolor: look.bg, hovermode: "x unified", hoverdistance: -1,
     font: { family: look.font, size: 12, color: look.quiet },
     hoverlabel: { bgcolor: look.surface, bordercolor: look.line, font: { family: look.font, size: 13, color: look.ink } },
-    xaxis: merge(axis, { showgrid: false, showline: true, ...xaxis }),
+    xaxis: merge(axis, { showgrid: false, showline: true, ...spike, ...xaxis }),
     yaxis: merge(axis, { nticks: 4, ...yaxis }),
     ...(yaxis2 && { yaxis2: merge(axis, { nticks: 4, overlaying: "y", side: "right", showgrid: false, ...yaxis2 }) }),
     ...rest,

@@ -79,6 +79,7 @@ export function facts(round) {
   const words = [];
   if (round.mean_return !== null) words.push(`true return ${number(round.mean_return)}`);
   if (round.mean_return !== null && round.std) words[0] += ` ± ${number(round.std)}`;
-  if (round.ended && round.predicted && round.fps) words.push(`over after ${(round.predicted.length / round.fps).toFixed(1)} s`);
+  const frames = (round.predicted ?? round.true)?.length;
+  if (round.ended && frames && round.fps) words.push(`over after ${(frames / round.fps).toFixed(1)} s`);
   return words.join(" · ");
 }

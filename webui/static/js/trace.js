@@ -50,7 +50,7 @@ export class Trace {
   show({ values, fps, scale: [low, high], name }) {
     this.#values = values ?? [];
     this.#fps = fps;
-    if (values && fps) this.length(values.length / fps);
+    if (!this.#duration && values && fps) this.length(values.length / fps); // until the video itself tells
     this.node.setAttribute("aria-label", `Moment of the video, ${name}`);
     const y = (value) => (high > low ? 94 - (88 * (value - low)) / (high - low) : 50);
     const x = (i) => (100 * (i + 0.5)) / this.#values.length;

@@ -17,6 +17,7 @@ export class Wall {
   #together = new Together(() => this.#tick());
   #paint = connectDeck($("wall-deck"), this.#together);
   #compare = new Compare();
+  #asked = null;
   #shown = null; // the answer that is on screen
   #awake = false;
   #observer = new IntersectionObserver((entries) => this.#moved(entries), {
@@ -30,10 +31,11 @@ export class Wall {
 
   async show(state) {
     this.#wake(true);
-    const answer = await fetchRounds(this.#base, state);
-    if (!answer || answer === this.#shown) return;
+    const asked = (this.#asked = fetchRounds(this.#base, state));
+    const answer = await asked;
+    if (!answer || answer === this.#shown || asked !== this.#asked) return; // a newer one is on its way
     this.#shown = answer;
-    this.#draw(answer);
+    if (this.#awake) this.#draw(answer);
   }
 
   leave() {
