@@ -21,7 +21,7 @@ from starlette.requests import Request
 
 import rlhf_gym.store as store
 from rlhf_gym.config import MAX_GOAL_CHARS, UserError
-from webui import charts, dashboard, history, shelf, steering
+from webui import charts, dashboard, history, metrics, shelf, steering
 from webui.bodies import MAX_COUNT, MAX_ID, Body
 from webui.found import Found
 from webui.security import Guard
@@ -110,6 +110,7 @@ def create_app(
     templates = Jinja2Templates(HERE / "templates")
     templates.env.filters["sparkline"] = charts.sparkline
     templates.env.filters["ago"] = charts.ago
+    templates.env.globals["plotly_url"] = metrics.plotly_url
     app = FastAPI(
         title="rlhf-gym", docs_url=None, redoc_url=None, responses={"4XX": {"model": Problem}}, description=__doc__
     )
