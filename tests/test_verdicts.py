@@ -109,7 +109,7 @@ def trained(rendered: Path, directory: Path, filmed: bool, **settings: Any) -> t
     live, clock = Live(session, config, snapshot.info), [0.0]
 
     def report(_done: int, _total: int, metrics: dict[str, float]) -> None:
-        clock[0] += 10.0  # a slow machine: plenty of time is saved up
+        clock[0] += 1000.0  # a slow machine: plenty of time is saved up
         if filmed:
             live.maybe(snapshot.agent, clock[0])
 

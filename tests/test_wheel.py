@@ -241,3 +241,35 @@ def test_the_agent_in_training_beside_the_round_before(sized: Any, serve: Any, m
         film(session, session.video(0), 3)
         page.wait_for_selector("#agent figcaption:has-text('after round 0 · true return 50')")
         assert page.locator("#before").is_hidden()
+
+
+def test_the_star_and_going_on_from_a_round_of_the_wall(sized: Any, serve: Any, make_session: Any) -> None:
+    page, loop, server = sized, make_session(pairs=2), serve()
+    session = loop.session
+    for pair in session.pairs(0):
+        session.add_label(f"{pair.id}", pair.id, "left")
+    for number in (START, 0):
+        film(session, session.video(number), number + 5)
+        loop.record(number, 20.0 + number)
+    loop.collect(1, 2)
+    with session.lock():
+        page.goto(server.page("cartpole-1"))
+        shown(page)
+        page.click("#views [data-to=dashboard]")
+        star = page.locator(".tile[data-round='0'] .star")
+        star.click()
+        wait_for(lambda: events(session, "star") == [{"round": 0}])
+        page.wait_for_selector(".tile[data-round='0'] .star[aria-pressed=true]")
+        assert page.evaluate("document.activeElement.className") == "star"  # the button lives on under the finger
+        star.click()
+        wait_for(lambda: events(session, "star")[-1] == {"round": None})
+        assert page.locator(".tile[data-round='0'] .back").is_hidden()  # it goes on from there anyway
+        page.click(".tile[data-round='-1'] .back")
+        assert page.inner_text("#sure h2") == "Go on from the untrained agent?"
+        page.keyboard.press("Escape")
+        assert events(session, "plan") == []
+        page.click(".tile[data-round='-1'] .back")
+        page.click("#sure [value=yes]")
+        wait_for(lambda: session.where().phase == "collect")
+        assert events(session, "plan") == [{"agent": -1, "practice": False, "attempt": 0}]
+        page.wait_for_selector(".tile[data-round='0'] .back:visible")

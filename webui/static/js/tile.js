@@ -9,7 +9,6 @@ export class Tile {
   video = document.createElement("video");
   trace;
   #title = document.createElement("b");
-  #star = document.createElement("span");
   #origin = document.createElement("span");
   #facts = document.createElement("p");
   #url = "";
@@ -28,14 +27,10 @@ export class Tile {
     const head = document.createElement("div");
     const actions = document.createElement("span");
     head.className = "tile-head";
-    this.#star.className = "star";
-    Object.assign(this.#star, { textContent: "★", title: "You like this round best" });
-    this.#star.setAttribute("role", "img");
-    this.#star.setAttribute("aria-label", this.#star.title);
     this.#origin.className = "chip";
     actions.className = "tile-actions"; // buttons of the round go here
     actions.dataset.round = number;
-    head.append(this.#title, this.#star, this.#origin, actions);
+    head.append(this.#title, this.#origin, actions);
     this.#facts.className = "quiet";
     this.node.append(this.video, this.trace.node, head, this.#facts);
   }
@@ -43,7 +38,6 @@ export class Tile {
   /** In place: a video that plays goes on. */
   show(round, scale) {
     this.#title.textContent = round.title;
-    this.#star.hidden = !round.star;
     this.#origin.textContent = round.practice ? "trained longer" : origin(round);
     this.#origin.hidden = !this.#origin.textContent;
     this.#facts.textContent = facts(round);

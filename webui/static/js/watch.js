@@ -1,6 +1,6 @@
-// What is happening while nothing is to be labeled: phase, progress, numbers, returns, and the newest video.
+// What is happening while nothing is to be labeled: phase, progress, numbers and the newest video.
 
-import { duration, number, roundName } from "./format.js";
+import { duration, number } from "./format.js";
 
 const TITLES = {
   collect: "Collecting clips of the agent",
@@ -23,14 +23,12 @@ const NEXT = {
   train_agent: "training the agent",
   record: "recording the agent",
 };
-const SVG = "http://www.w3.org/2000/svg";
 
 const $ = (id) => document.getElementById(id);
 
 export class Watch {
   #agent = new Film($("agent"));
   #before = new Film($("before"));
-  #drawnReturns = "";
 
   show(state) {
     const progress = state.view === "train" ? state.progress : null;
@@ -41,7 +39,6 @@ export class Watch {
     this.#words(state, phase, progress);
     this.#progress(progress?.phase === phase ? progress : null);
     this.#numbers(progress?.numbers ?? {});
-    this.#returns(state.true_returns);
     this.#agreed(state.consistency);
     this.#newest(state);
   }
@@ -136,15 +133,6 @@ export class Watch {
   enter() {
     for (const film of [this.#agent, this.#before]) film.start();
   }
-
-  #returns(returns) {
-    const figure = $("returns");
-    figure.hidden = returns.length < 2;
-    const drawn = JSON.stringify(returns);
-    if (figure.hidden || drawn === this.#drawnReturns) return;
-    this.#drawnReturns = drawn;
-    drawReturns(figure.querySelector("svg"), returns);
-  }
 }
 
 /** A looping video with its caption; a new one takes the place of the old once it can be shown. */
@@ -194,30 +182,4 @@ class Film {
     this.#playing = true;
     if (this.#video.autoplay && this.#video.src) this.#video.play().catch(() => {}); // the browser may want a click
   }
-}
-
-/** A line through the returns, the lowest and the newest written beside it. */
-function drawReturns(svg, returns) {
-  const [width, height, left, right, top, bottom] = [480, 150, 10, 70, 14, 26];
-  const values = returns.map((r) => r.mean);
-  const [low, high] = [Math.min(...values), Math.max(...values)];
-  const x = (i) => left + (i * (width - left - right)) / (returns.length - 1);
-  const y = (v) => top + (high > low ? 1 - (v - low) / (high - low) : 0.5) * (height - top - bottom);
-  svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
-  svg.setAttribute("aria-label", returns.map((r) => `${roundName(r.round)}: ${number(r.mean)}`).join(", "));
-  const nodes = [make("line", { x1: left, x2: width - right, y1: height - bottom, y2: height - bottom, class: "axis" })];
-  nodes.push(make("polyline", { points: values.map((v, i) => `${x(i)},${y(v)}`).join(" ") }));
-  values.forEach((v, i) => nodes.push(make("circle", { cx: x(i), cy: y(v), r: i === values.length - 1 ? 4.5 : 2.8 })));
-  const last = returns.length - 1;
-  nodes.push(make("text", { x: x(last) + 10, y: y(values[last]) + 5, class: "value" }, number(values[last])));
-  nodes.push(make("text", { x: left, y: height - 7 }, roundName(returns[0].round)));
-  nodes.push(make("text", { x: x(last), y: height - 7, "text-anchor": "end" }, roundName(returns[last].round)));
-  svg.replaceChildren(...nodes);
-}
-
-function make(tag, attributes, text) {
-  const node = document.createElementNS(SVG, tag);
-  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
-  if (text !== undefined) node.textContent = text;
-  return node;
 }

@@ -39,6 +39,7 @@ export class Wheel {
   constructor(base, say) {
     this.#base = base;
     this.#say = say;
+    document.addEventListener("tiles", () => this.#tiles());
     document.addEventListener("click", (event) => {
       const button = event.target.closest?.("[data-steer], [data-star]");
       if (!button) return;
@@ -50,6 +51,7 @@ export class Wheel {
   show(state) {
     this.#state = state;
     if (state.running) this.stopping &&= state.view !== "paused";
+    this.#tiles();
     const does = possible(state);
     const painted = does.join();
     if (painted === this.#painted) return;
@@ -57,6 +59,19 @@ export class Wheel {
     for (const place of this.#places) {
       place.hidden = !does.length;
       place.replaceChildren(...does.map((what) => button(what)));
+    }
+  }
+
+  /** The buttons on the tiles of the wall. */
+  #tiles() {
+    const { star, base, view } = this.#state;
+    for (const place of document.querySelectorAll(".tile-actions")) {
+      const painted = JSON.stringify([star, base, view]);
+      if (place.dataset.painted === painted) continue;
+      const focused = place.contains(document.activeElement) && document.activeElement.className;
+      place.dataset.painted = painted;
+      place.replaceChildren(...tileActions(Number(place.dataset.round), this.#state));
+      if (focused) place.querySelector(`.${focused}`)?.focus();
     }
   }
 
@@ -112,8 +127,7 @@ function button(what) {
   return made;
 }
 
-/** The buttons of one round's tile on the wall. */
-export function tileActions(round, state) {
+function tileActions(round, state) {
   const name = round < 0 ? "the untrained agent" : roundName(round);
   const star = document.createElement("button");
   const starred = state.star === round;
@@ -122,6 +136,7 @@ export function tileActions(round, state) {
   star.setAttribute("aria-pressed", String(starred));
   star.setAttribute("aria-label", `The best so far: ${name}`);
   const back = button("back");
+  back.className = "back";
   back.dataset.round = round;
   back.setAttribute("aria-label", `Go on from ${name}`);
   back.hidden = state.base === round && state.view !== "finished";
