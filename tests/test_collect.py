@@ -23,14 +23,7 @@ from rlhf_gym.segments import load_segment
 from rlhf_gym.train import pair_logits
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Film(gymnasium.Env):

@@ -21,14 +21,7 @@ from rlhf_gym.evaluate import record_video
 from rlhf_gym.train import Agent
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Lives(gymnasium.Env):

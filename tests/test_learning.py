@@ -24,14 +24,7 @@ from rlhf_gym.monitor import Monitor
 from rlhf_gym.segments import load_segment
 from rlhf_gym.store import START, Session
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """With two, the dot learns a fifth as fast as with one where another process has one of two cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def train_alone(monkeypatch: pytest.MonkeyPatch, *args: object) -> None:
