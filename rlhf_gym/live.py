@@ -11,32 +11,54 @@ from rlhf_gym.store import Session
 from rlhf_gym.train import Agent
 
 SHARE = 0.02  # of the training time, at most
-FIRST_SECONDS = 0.2  # saved up before the first film: less would show hardly anything
+SHORTEST_SECONDS = 0.1  # that playing and drawing may take: less would show hardly anything
 SHOWN_SECONDS = 10.0  # of play, at most
+UNKNOWN_OVERHEAD = 1.0  # seconds
 
 
 class Live:
-    """Films the agent that is being trained; takes nothing from its randomness."""
+    """Films the agent that is being trained; takes nothing from its randomness.
+
+    One for a run of the loop, so that short rounds save up for a film together.
+    """
 
     def __init__(self, session: Session, config: Config, info: EnvInfo) -> None:
         self.session, self.config, self.info = session, config, info
-        self.spent, self.due, self.films = 0.0, FIRST_SECONDS, 0
+        self.trained = self.spent = 0.0  # seconds
+        self.overhead: float | None = None  # seconds: making the environment, finishing the file
+        self.films = 0
 
-    def maybe(self, agent: Agent, trained_seconds: float) -> None:
+    def calibrate(self, agent: Agent) -> None:
+        """Measures once, while nobody waits, what a film costs that shows nothing."""
+        if self.overhead is None:
+            self.overhead = self._film(agent, 0.0)
+            self.session.live_video().unlink(missing_ok=True)
+
+    def maybe(self, agent: Agent, seconds: float) -> None:
         """Films if enough time is saved up.
 
         Args:
-            trained_seconds: how long the training has taken so far, films and all.
+            seconds: of training since the last call, films included.
         """
-        saved = SHARE * trained_seconds - self.spent
-        if saved < self.due:
+        self.trained += seconds
+        overhead = 3 * (UNKNOWN_OVERHEAD if self.overhead is None else self.overhead)  # a busy machine takes longer
+        allowed = SHARE * self.trained - self.spent - overhead
+        if allowed < SHORTEST_SECONDS:
             return
+        took = self._film(agent, allowed)
+        self.films += 1
+        self.spent += took
+        self.overhead = max(took - allowed, self.overhead or 0.0)
+
+    @property
+    def share(self) -> float:
+        return self.spent / self.trained if self.trained else 0.0
+
+    def _film(self, agent: Agent, seconds: float) -> float:
+        """Films for so long; returns how long it took in all."""
         began = time.monotonic()
         record_video(
             agent, self.config, self.info, self.session.live_video(),
-            max_seconds_shown=SHOWN_SECONDS, max_seconds=0.8 * saved, first_seed=self.films,
+            max_seconds_shown=SHOWN_SECONDS, max_seconds=seconds, first_seed=self.films,
         )  # fmt: skip
-        took = time.monotonic() - began
-        self.films += 1
-        self.spent += took
-        self.due = max(took, FIRST_SECONDS)
+        return time.monotonic() - began

@@ -41,8 +41,8 @@ class Loop:
     info: EnvInfo
     device: torch.device
     monitor: Monitor
-
     control: Control
+    live: Live | None  # where pictures are wanted
 
     def plan(self, number: int) -> Plan | None:
         return self.session.wishes().plan(number)
@@ -67,7 +67,8 @@ def run(session: Session, config: Config, info: EnvInfo, monitor: Monitor) -> No
     """
     with session.lock():
         control = monitor.control = Control(session)
-        loop = Loop(session, config, info, checkpoints.pick_device(config, info), monitor, control)
+        live = Live(session, config, info) if config.labeler == "human" or config.render else None
+        loop = Loop(session, config, info, checkpoints.pick_device(config, info), monitor, control, live)
         try:
             prepare(loop)
             while (where := look(loop)).phase != "finished":
@@ -252,16 +253,17 @@ def train_parts(
 ) -> None:
     """Trains before.agent for as many parts as the person asks for, one if they ask for none."""
     config, partial = loop.config, loop.session.partial(number, "train_agent")
-    filming = config.labeler == "human" or config.render
-    live = Live(loop.session, config, loop.info) if filming else None
+    live, since = loop.live, report.elapsed()
 
     def save(training: dict[str, object]) -> None:
         save_state(partial, {**state, "training": training})
 
     def reported(done: int, total: int, metrics: dict[str, float]) -> None:
+        nonlocal since
         if live is not None:
-            live.maybe(before.agent, report.elapsed())
-            metrics["charts/live_share"] = live.spent / max(report.elapsed(), 1e-9)
+            live.maybe(before.agent, report.elapsed() - since)
+            since = report.elapsed()
+            metrics["charts/live_share"] = live.share
         to_come = loop.control.wishes.longer(number) - state["part"]
         so_far = state["steps"] + done
         report(so_far, state["steps"] + total * (1 + to_come), metrics, before.global_step + so_far)
@@ -286,8 +288,8 @@ def record(loop: Loop, number: int) -> None:
         return
     snapshot = Snapshot.load(session.checkpoint(number), loop.device)
     with loop.monitor.phase(number, "record", "episodes") as report:
-        if config.labeler == "human" or config.render:
-            film(loop, snapshot)
+        if loop.live is not None:
+            film(loop, loop.live, snapshot)
         score = labelers.load_score(config.score) if config.score else None
         result = evaluate.evaluate(
             snapshot.agent, config, loop.info, number, config.eval_episodes,
@@ -299,13 +301,14 @@ def record(loop: Loop, number: int) -> None:
         report.numbers = {"eval/mean": result["mean"]} if result["mean"] is not None else {}
 
 
-def film(loop: Loop, snapshot: Snapshot) -> None:
+def film(loop: Loop, live: Live, snapshot: Snapshot) -> None:
     """Records a round's video and episode, and lets its reward model judge the episodes of all rounds."""
     session, number = loop.session, snapshot.round
     if not (session.video(number).exists() and session.episode(number).exists()):
         played = evaluate.Played()
         evaluate.record_video(snapshot.agent, loop.config, loop.info, session.video(number), played=played)
         save_segment(session.episode(number), verdicts.episode_segment(played.steps, played.end))
+        live.calibrate(snapshot.agent)
     if snapshot.reward is not None:
         verdicts.judge_videos(session, snapshot.reward, snapshot.agent, loop.info, number)
 

@@ -46,13 +46,16 @@ CARTPOLE = (
 SMALL = ("--rounds", "1", "--pairs-per-round", "6", "--agent-steps-per-round", "2048", "--reward-steps", "50")
 SYNTHETIC = ("--labeler", "synthetic", "--render")
 OTHERS = (
-    ("run", "ALE/Pong-v5", "--goal", "Win, but let the rally last.", *SMALL),
-    ("run", "rlhf_gym/Dot-v0", "--goal", "Circle the middle.", *SMALL),
-    ("run", "Acrobot-v1", "--goal", "Swing, like someone who enjoys it.", *SMALL),
+    ("run", "ALE/Pong-v5", "--session", "pong-1", "--goal", "Win, but let the rally last.", *SMALL),
+    ("run", "rlhf_gym/Dot-v0", "--session", "dot-1", "--goal", "Circle the middle.", *SMALL),
+    ("run", "Acrobot-v1", "--session", "acrobot-1", "--goal", "Swing, like someone who enjoys it.", *SMALL),
 )
 
 
 def rlhf_gym(data_dir: Path, *words: str) -> None:
+    name = words[words.index("--session") + 1]
+    if (data_dir / name).exists():
+        return  # from an earlier run with --data-dir
     command = [sys.executable, "-m", "rlhf_gym", *words, "--data-dir", str(data_dir)]
     subprocess.run(command, cwd=ROOT, check=True, stderr=subprocess.DEVNULL)
 
@@ -118,8 +121,9 @@ def panel(selector: str) -> Callable[[Page], None]:
     """Brings a panel of the dashboard into view."""
 
     def arrange(page: Page) -> None:
-        if page.locator("#views").is_visible():
-            page.locator("#views [data-to=dashboard]").click()
+        to = page.locator("#views [data-to=dashboard]")
+        if to.is_visible() and to.get_attribute("aria-current") is None:
+            to.click()
         page.wait_for_selector(selector)
         page.locator(selector).evaluate("element => element.scrollIntoView({ block: 'start' })")
         page.wait_for_timeout(1500)
