@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -254,6 +255,8 @@ def go_on(name: str, given: dict[str, Any], access: Access, data_dir: Path) -> i
     if "goal" in given and session.goal() != config.goal:  # the page may have set another since
         changes["goal"] = (session.goal(), config.goal)
         session.add_event("goal", session.where().round, text=config.goal)
+    if "rounds" in given:
+        session.add_event("rounds", session.where().round, rounds=config.rounds)
     if changes:
         session.write_config(config)
         for setting, (before, after) in changes.items():
@@ -320,20 +323,23 @@ def run_loop(session: Session, config: Config, info: EnvInfo, server: Server | N
     from rich.console import Console
 
     from rlhf_gym.control import Stopped
+    from rlhf_gym.store import Busy
 
     console = Console(stderr=True, width=None if sys.stderr.isatty() else 200)  # logs are not wrapped
     try:
         with session.lock():  # at once, so that the page does not say that nothing runs
+            since = session.wishes().last
             if server is not None:
                 show(server, access, session.name)
             from rlhf_gym import loop  # torch, after the page is up
             from rlhf_gym.monitor import Monitor
 
-            loop.run(session, config, info, Monitor(session, console))
+            loop.run(session, config, info, Monitor(session, console), since)
         while server is not None:
             say("All rounds are done. The pages stay up until Ctrl-C, and more rounds can be asked for there.")
             wait_for_more(session)
-            loop.run(session, session.config, info, Monitor(session, console))
+            with contextlib.suppress(Busy):  # another process was faster
+                loop.run(session, session.config, info, Monitor(session, console))
     except (KeyboardInterrupt, Stopped) as end:
         say(f"\nStopped; nothing is lost. Go on with: {program()} resume {session.name}{data_dir_flag(session)}")
         if server is None and isinstance(end, KeyboardInterrupt):
@@ -371,9 +377,18 @@ def show(server: Server, access: Access, session: str | None) -> None:
 
 
 def wait_for_more(session: Session) -> None:
-    """Sleeps while the session is finished; the person may ask for more on the page."""
-    while session.where().phase == "finished":
+    """Sleeps until the person has asked for more on the page, and nobody else does it."""
+    from sqlalchemy.exc import DatabaseError
+
+    while True:
         time.sleep(0.5)
+        try:
+            if session.where().phase != "finished" and not session.running():
+                return
+        except (UserError, DatabaseError, OSError):
+            if (session.path / "config.json").is_file():
+                raise
+            wait_for_interrupt()  # the person has deleted it; the pages of the others stay
 
 
 def wait_for_interrupt() -> None:

@@ -26,10 +26,15 @@ from rlhf_gym.train import REFERENCE_STEPS, Agent, RewardModel, seed_from
 MAX_SHOWN_FPS = 30.0  # more frames cost rendering time and memory, and nobody judges better for them
 MAX_SIDE = 600  # pixels of a clip's longer side
 MAX_SHEET_PIXELS = 12_000_000  # of one sprite sheet: 48 MB once the browser has decoded it
+HOPELESS_CLIPS = 50  # without one clip after playing so many times its length, there will be none
 CANDIDATE_PAIRS = 10  # candidate pairs per pair chosen by disagreement, or because its clips look different
 DIFFERENT_FRACTION = 0.75  # where different clips are wanted; the rest stay uniform, to measure the reward model by
 
 Report = Callable[[int, int], None]
+
+
+class TooLong(UserError):
+    """Episodes are cut off too early for clips of that length."""
 
 
 @dataclass
@@ -186,7 +191,7 @@ def gather(
         film: render while playing (one environment), for environments that do not repeat themselves.
 
     Raises:
-        UserError: episodes are cut off too early for clips of this length.
+        TooLong: episodes are cut off too early for clips of this length.
     """
     vec = FilmedEnvs(config, seed_path) if film else Envs(config, config.num_envs, seed_path)
     device = next(snapshot.agent.parameters()).device
@@ -203,7 +208,7 @@ def gather(
         obs = vec.reset()
         for cutter, seed in zip(cutters, vec.episode_seeds, strict=True):
             cutter.reset(int(seed))
-        for _ in range(patience):
+        for t in range(patience):
             actions = snapshot.agent.act(obs, generator)
             if isinstance(vec, FilmedEnvs) and cutters[0].open() and len(cutters[0].taken) % stride == 0:
                 cutters[0].frames.append(vec.twin.frame())
@@ -224,9 +229,11 @@ def gather(
             obs = step.obs
             if len(candidates) >= count:
                 return candidates[:count]
+            if not candidates and t > HOPELESS_CLIPS * steps:
+                break
     finally:
         vec.close()
-    raise UserError(
+    raise TooLong(
         f"Only {len(candidates)} of {count} clips of {steps} steps fit into the episodes of {config.env_id}, which "
         "are cut off too early: lower --clip-seconds."
     )

@@ -19,12 +19,16 @@ class Replanned(Exception):
 
 
 class Control:
-    """Listens for one run of the loop; what was said before it began is no matter of its own."""
+    """Listens for one run of the loop; what was said before it began is no matter of its own.
 
-    def __init__(self, session: Session) -> None:
+    Args:
+        since: the newest event when it began; None: this moment.
+    """
+
+    def __init__(self, session: Session, since: int | None = None) -> None:
         self.session = session
         self.wishes: Wishes = session.wishes()
-        self.since = self.turn = self.wishes.last
+        self.since = self.turn = self.wishes.last if since is None else since
 
     def next_turn(self) -> None:
         """The loop looks at the disk now and sees every plan made so far."""

@@ -17,6 +17,7 @@ from rlhf_gym.checkpoints import PHASE_SEED
 from rlhf_gym.config import Config, UserError
 from rlhf_gym.envs import EnvInfo, Envs, Twin
 from rlhf_gym.labelers import Score, ScoredClip
+from rlhf_gym.store import replace
 from rlhf_gym.train import Agent, seed_from
 from rlhf_gym.verdicts import video_fps, video_stride
 
@@ -42,6 +43,7 @@ def evaluate(
     score: Score | None = None,
     max_seconds: float = float("inf"),
     step_cap: int = STEP_CAP,
+    clock: Callable[[], float] = time.monotonic,
     report: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Plays whole episodes on the true reward.
@@ -51,6 +53,7 @@ def evaluate(
     Args:
         greedy: the likeliest actions; None means sampled on Atari, where a greedy agent gets stuck, greedy elsewhere.
         score: also score each whole episode (absorbing steps: none).
+        clock: gives the seconds that count for max_seconds.
         max_seconds: stop then; what has finished counts, and if nothing has, what has been played so far does.
 
     Returns:
@@ -63,7 +66,7 @@ def evaluate(
     n = min(EVAL_ENVS, episodes)
     share = [episodes // n + (i < episodes % n) for i in range(n)]
     results: list[tuple[float, int, float]] = []  # true return, length, score
-    capped, start = 0, time.monotonic()
+    capped, start = 0, clock()
     steps: list[list[tuple[Any, ...]]] = [[] for _ in range(n)]
     rams = RamReader(config, n) if score is not None and info.kind == "atari" else None
     returns, lengths = np.zeros(n), np.zeros(n, np.int64)
@@ -77,7 +80,7 @@ def evaluate(
             step = vec.step(actions)
             returns += step.rewards
             lengths += 1
-            out_of_time = time.monotonic() - start > max_seconds
+            out_of_time = clock() - start > max_seconds
             nothing_yet = not results
             for i in range(n):
                 if not share[i]:
@@ -201,6 +204,8 @@ def record_video(
         played: gets the last episode's steps.
     """
     greedy = info.kind != "atari" if greedy is None else greedy
+    from av.error import FFmpegError  # heavy
+
     stride, began = video_stride(info), time.monotonic()
     max_steps = max(1, int(max_seconds_shown * info.fps))
     aside = path.with_name(f".{path.stem}.mp4")  # not shown until it is whole
@@ -219,9 +224,10 @@ def record_video(
                             report(episode * max_steps + t, episodes * max_steps)
                         if time.monotonic() - began > max_seconds:
                             break
-        aside.replace(path)
-    except OSError as error:
-        raise UserError(f"Cannot write the video {path} ({error.strerror or error}).") from None
+        replace(aside, path)
+    except (OSError, FFmpegError) as error:
+        said = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise UserError(f"Cannot write the video {path} ({said}).") from None
     finally:
         if aside.exists():
             aside.unlink()

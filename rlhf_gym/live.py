@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 
-from rlhf_gym.config import Config
+from rlhf_gym.config import Config, UserError
 from rlhf_gym.envs import EnvInfo
 from rlhf_gym.evaluate import record_video
 from rlhf_gym.store import Session
@@ -27,11 +28,17 @@ class Live:
         self.trained = self.spent = 0.0  # seconds
         self.overhead: float | None = None  # seconds: making the environment, finishing the file
         self.films = 0
+        self.broken = ""  # why there are no more
 
     def calibrate(self, agent: Agent) -> None:
         """Measures once, while nobody waits, what a film costs that shows nothing."""
         if self.overhead is None:
             self.overhead = self._film(agent, 0.0)
+            self.clear()
+
+    def clear(self) -> None:
+        """The film of a training that is over goes."""
+        with contextlib.suppress(PermissionError):  # on Windows, while a browser reads it
             self.session.live_video().unlink(missing_ok=True)
 
     def maybe(self, agent: Agent, seconds: float) -> None:
@@ -43,9 +50,13 @@ class Live:
         self.trained += seconds
         overhead = 3 * (UNKNOWN_OVERHEAD if self.overhead is None else self.overhead)  # a busy machine takes longer
         allowed = SHARE * self.trained - self.spent - overhead
-        if allowed < SHORTEST_SECONDS:
+        if allowed < SHORTEST_SECONDS or self.broken:
             return
-        took = self._film(agent, allowed)
+        try:
+            took = self._film(agent, allowed)
+        except UserError as error:  # a page that shows no film is no reason to train no further
+            self.broken = str(error)
+            return
         self.films += 1
         self.spent += took
         self.overhead = max(took - allowed, self.overhead or 0.0)

@@ -26,7 +26,7 @@ from rlhf_gym.monitor import Monitor, clock
 from rlhf_gym.segments import save_segment
 from rlhf_gym.store import START, Pair, Session, Where
 from rlhf_gym.train import RewardModel, predicted, train_agent, train_reward
-from rlhf_gym.wishes import Plan
+from rlhf_gym.wishes import LONGER, Plan
 
 EVAL_SECONDS = 30.0
 MAX_CHECKPOINT_SECONDS = 60.0
@@ -47,26 +47,28 @@ class Loop:
     def plan(self, number: int) -> Plan | None:
         return self.session.wishes().plan(number)
 
-    def before(self, number: int) -> Snapshot:
+    def before(self, number: int, plan: Plan | None = None) -> Snapshot:
         """What a round begins with: the agent of the round before, or of the one that the person went back to, and
         in any case the newest reward model."""
         newest = Snapshot.load(self.session.checkpoint(number - 1), self.device)
-        plan = self.plan(number)
         if plan is None or plan.agent == number - 1:
             return newest
         chosen = Snapshot.load(self.session.checkpoint(plan.agent), self.device)
         return replace(chosen, reward=newest.reward, last_label_id=newest.last_label_id)
 
 
-def run(session: Session, config: Config, info: EnvInfo, monitor: Monitor) -> None:
+def run(session: Session, config: Config, info: EnvInfo, monitor: Monitor, since: int | None = None) -> None:
     """Runs a session until its rounds are done (config.rounds; 0 means until interrupted).
+
+    Args:
+        since: the newest event when the session began to run; None: this moment.
 
     Raises:
         UserError: the session is running elsewhere, or something of the user's is in the way.
         Stopped: the person stopped it from the page.
     """
     with session.lock():
-        control = monitor.control = Control(session)
+        control = monitor.control = Control(session, since)
         live = Live(session, config, info) if config.labeler == "human" or config.render else None
         loop = Loop(session, config, info, checkpoints.pick_device(config, info), monitor, control, live)
         try:
@@ -143,11 +145,20 @@ def collect_pairs(loop: Loop, where: Where) -> None:
     if where.attempt > 0 and where.attempt - 1 not in wishes.dropped(number):
         loop.monitor.say("Nothing to learn from in that batch (only ties or skips): trying once more, longer clips.")
         longer *= 2
+    session.drop_metrics(number, "train_agent")
     with loop.monitor.phase(number, "collect", "clips") as report:
-        collect.collect(
-            session, loop.before(number), loop.config, loop.info, number, where.attempt, report,
-            longer=longer, differ=wishes.differ,
-        )  # fmt: skip
+        before = loop.before(number, loop.plan(number))
+        while True:
+            try:
+                return collect.collect(
+                    session, before, loop.config, loop.info, number, where.attempt, report,
+                    longer=longer, differ=wishes.differ,
+                )  # fmt: skip
+            except collect.TooLong as error:
+                if longer <= 1.0:
+                    raise
+                longer = max(1.0, longer / LONGER)
+                loop.monitor.say(f"{error} Trying clips that are {longer:.2g} times as long as at first.")
 
 
 def label(loop: Loop, where: Where) -> None:
@@ -171,7 +182,7 @@ def fit_reward(loop: Loop, where: Where) -> None:
         if any(p.choice is None for p in batch) and not session.wishes().closed(number, where.attempt):
             partial.unlink()  # an undo came first
             return
-    before = loop.before(number)
+    before = loop.before(number, loop.plan(number))
     until, after = state["last_label_id"], state["forgotten"]
     labels = load_labels(session, before.agent.from_env, config.seed, config.ensemble_size, after, until)
     model: RewardModel | None = None
@@ -223,7 +234,8 @@ def fit_agent(loop: Loop, where: Where) -> None:
     the agent that they chose begins again on the same reward model.
     """
     session, config, number = loop.session, loop.config, where.round
-    before, partial, plan = loop.before(number), session.partial(number, "train_agent"), loop.plan(number)
+    partial, plan = session.partial(number, "train_agent"), loop.plan(number)
+    before = loop.before(number, plan)
     state: dict[str, Any]
     if partial.exists():
         state = load_state(partial)
@@ -233,8 +245,10 @@ def fit_agent(loop: Loop, where: Where) -> None:
     state = {"training": {}, "plan": 0, "part": 0, "steps": 0, **state}
     if state["plan"] != (plan.id if plan else 0):
         state |= {"training": {}, "plan": plan.id if plan else 0, "part": 0, "steps": 0}
+        session.drop_metrics(number, "train_agent")
     session.partial(number, "train_reward").unlink(missing_ok=True)  # if it was killed between the two
-    session.live_video().unlink(missing_ok=True)
+    if loop.live is not None:
+        loop.live.clear()
     model = before.reward
     if state["reward"]:
         model = checkpoints.new_reward_model(loop.info, config, loop.device, number)
@@ -243,6 +257,7 @@ def fit_agent(loop: Loop, where: Where) -> None:
         with loop.monitor.phase(number, "train_agent", "steps") as report:
             train_parts(loop, number, before, model, state, report)
     global_step = before.global_step + state["steps"]
+    loop.control.check()  # the last moment at which another plan for this round can be heard
     snapshot = Snapshot(before.agent, model, config, loop.info, number, state["last_label_id"], global_step)
     snapshot.save(session.checkpoint(number))
     partial.unlink(missing_ok=True)
@@ -293,7 +308,7 @@ def record(loop: Loop, number: int) -> None:
         score = labelers.load_score(config.score) if config.score else None
         result = evaluate.evaluate(
             snapshot.agent, config, loop.info, number, config.eval_episodes,
-            max_seconds=EVAL_SECONDS, score=score, report=report,
+            max_seconds=EVAL_SECONDS, score=score, clock=report.elapsed, report=report,
         )  # fmt: skip
         keys = ("mean", "std", "min", "max", "mean_length", "episodes", "score_mean", "score_std")
         report.put({f"eval/{k}": result[k] for k in keys if result.get(k) is not None}, snapshot.global_step)

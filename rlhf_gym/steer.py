@@ -64,14 +64,17 @@ def _longer(session: Session) -> None:
     else:
         _need_a_reward_model(session, "train longer")
         number = _number(session)
-        session.add_event("plan", number, agent=number - 1, practice=True)
+        plan = session.wishes().plan(number)  # they may have gone back before
+        session.add_event("plan", number, agent=plan.agent if plan else number - 1, practice=True)
 
 
 def _anew(session: Session) -> None:
     where, number = session.where(), _number(session)
-    if where.phase not in TRAINING:
+    plan = session.wishes().plan(number)
+    practice = where.phase not in TRAINING or (plan is not None and plan.practice)
+    if practice:
         _need_a_reward_model(session, "train an agent anew")
-    session.add_event("plan", number, agent=START, practice=where.phase not in TRAINING)
+    session.add_event("plan", number, agent=START, practice=practice)
 
 
 def _need_a_reward_model(session: Session, what: str) -> None:
@@ -80,16 +83,17 @@ def _need_a_reward_model(session: Session, what: str) -> None:
 
 
 def _back(session: Session, to: int | None) -> None:
-    trained, number = session.trained_rounds(), _number(session)
+    trained, number, where = session.trained_rounds(), _number(session), session.where()
     if to is None or to not in trained:
         known = ", ".join(str(n) for n in trained)
         raise UserError(f"There is no agent of round {to} to go back to: choose one of {known} (-1: untrained).")
     plan = session.wishes().plan(number)
-    if to == (number - 1 if plan is None else plan.agent) and not (plan and plan.practice):
+    base, practice = (plan.agent, plan.practice) if plan else (number - 1, False)
+    if to == base and not practice and where.phase not in ("record", "finished"):
         raise UserError(f"Round {number} goes on from {said(to)} already.")
     # the batch that there is, or that is being collected this moment, shows another agent
     attempt = max((p.attempt for p in session.pairs(number)), default=NONE)
-    if (where := session.where()).phase == "collect":
+    if where.phase == "collect":
         attempt = where.attempt
     session.add_event("plan", number, agent=to, practice=False, attempt=attempt)
 

@@ -43,6 +43,10 @@ TRASH = ".trash"  # in the data directory; no session has such a name
 MIRRORED = {"left": "right", "right": "left", "equal": "equal"}  # what a repeat, its sides swapped, should say
 
 
+class Busy(UserError):
+    """Another process runs the session."""
+
+
 @dataclass(frozen=True)
 class Where:
     """What a session has to do next: round, attempt at its batch, and phase."""
@@ -66,7 +70,7 @@ def write_atomic(path: Path, data: bytes, durable: bool = True) -> None:
             if durable:
                 file.flush()
                 os.fsync(file.fileno())
-        _replace(aside, path)
+        replace(aside, path)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(aside)
@@ -79,7 +83,7 @@ def write_atomic(path: Path, data: bytes, durable: bool = True) -> None:
             os.close(directory)
 
 
-def _replace(aside: str, path: Path) -> None:
+def replace(aside: str | Path, path: Path) -> None:
     """os.replace. On Windows a file that someone reads cannot be replaced: it waits a moment and tries again."""
     for _ in range(50 if os.name == "nt" else 0):
         try:
@@ -380,6 +384,11 @@ class Session:
                     statement.on_conflict_do_update(index_elements=keys, set_={"value": statement.excluded.value}), rows
                 )
 
+    def drop_metrics(self, round: int, phase: str) -> None:
+        """Forgets what was measured in a phase that is begun anew in another way."""
+        with self.write() as db:
+            db.execute(metric_table.delete().where(metric_table.c.round == round, metric_table.c.phase == phase))
+
     def metrics(self, name: str | None = None, phase: str | None = None) -> list[dict[str, Any]]:
         """Rows of round, phase, step, name, value, oldest first."""
         query = sa.select(metric_table).order_by(metric_table.c.round, metric_table.c.step)
@@ -461,7 +470,7 @@ class Session:
         label; only when no round is left is "record" a phase of its own, and after it "finished".
         """
         number, wishes = max(self.trained_rounds(), default=START) + 1, self.wishes()
-        rounds = self.config.rounds and max(self.config.rounds, wishes.rounds)
+        rounds = self.config.rounds if wishes.rounds is None else wishes.rounds
         plan, dropped = wishes.plan(number), max(wishes.dropped(number), default=NONE)
         if rounds and number >= rounds and plan is None:
             return Where(number - 1, 0, "finished" if self.recorded(number - 1) else "record", 0, 0)
@@ -504,13 +513,13 @@ class Session:
         """Held by the loop while it runs; it dies with its process. The one who holds it may take it again.
 
         Raises:
-            UserError: another process runs this session.
+            Busy: another process runs this session.
         """
         try:
             self._lock.acquire()
         except Timeout:
             pid = self.progress().get("pid", "?")
-            raise UserError(
+            raise Busy(
                 f"Session {self.name!r} is already running (process {pid}): stop that one first, or only watch "
                 f"it: {cfg.program()} serve."
             ) from None
@@ -662,7 +671,7 @@ def trash_session(data_dir: Path, session: Session) -> Path:
             trash.mkdir(exist_ok=True)
             numbered = (f"{name[:58]}-{n}" for n in itertools.count(2))
             target = next(trash / n for n in itertools.chain([name], numbered) if not (trash / n).exists())
-            _replace(str(session.path), target)
+            replace(session.path, target)
         except OSError as error:
             raise UserError(f"Session {name!r} could not be moved to {trash} ({error.strerror}): try again.") from None
     return target

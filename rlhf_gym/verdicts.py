@@ -48,7 +48,11 @@ def opinions(model: RewardModel, labels: Labels, round: int, device: torch.devic
     asked = torch.where(unseen.any(0), unseen, torch.ones_like(unseen)).float()
     mean = (p * asked).sum(0) / asked.sum(0)
     counts = unseen.sum(0)
-    return [Opinion(pair.id, round, float(mean[i]), int(counts[i])) for i, pair in enumerate(labels.pairs)]
+    return [
+        Opinion(pair.id, round, float(mean[i]), int(counts[i]))
+        for i, pair in enumerate(labels.pairs)
+        if finite(float(mean[i])) is not None
+    ]
 
 
 def along(model: RewardModel, agent: Agent, segment: Segment) -> np.ndarray:

@@ -103,13 +103,15 @@ class Wishes:
         return {int(e["payload"].get("attempt", NONE)) for e in asked} - {NONE}
 
     def longer(self, round: int) -> int:
-        """How often the training of this round's agent was prolonged."""
-        return len(self._of("longer", round))
+        """How often the training of this round's agent was prolonged, as it is planned now."""
+        plan = self.plan(round)
+        return sum(plan is None or e["id"] > plan.id for e in self._of("longer", round))
 
     @property
-    def rounds(self) -> int:
-        """Rounds that the person asked for meanwhile; 0: they did not."""
-        return int(self._newest("rounds", "rounds", 0))
+    def rounds(self) -> int | None:
+        """How many rounds to do, if that was changed since the session began; 0: until stopped."""
+        rounds = self._newest("rounds", "rounds", None)
+        return None if rounds is None else int(rounds)
 
     @property
     def clip_factor(self) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import time
 from pathlib import Path
 
 import gymnasium
@@ -12,13 +13,17 @@ import pytest
 import torch
 from gymnasium import spaces
 from PIL import Image
+from rich.console import Console
 
 from rlhf_gym import checkpoints, collect, envs, store
 from rlhf_gym.checkpoints import Snapshot
 from rlhf_gym.collect import MAX_SHEET_PIXELS, MAX_SIDE, Candidate, Cutter, choose_pairs, clip_steps, make_sheet
 from rlhf_gym.config import Config, UserError, resolve
+from rlhf_gym.control import Control
 from rlhf_gym.envs import EnvInfo, Twin
 from rlhf_gym.labels import Labels
+from rlhf_gym.loop import Loop, collect_pairs
+from rlhf_gym.monitor import Monitor
 from rlhf_gym.segments import load_segment
 from rlhf_gym.train import pair_logits
 
@@ -490,6 +495,26 @@ def test_a_batch_collected_again_after_a_kill_is_the_same(tmp_path):
     whole = collected("whole", leftover=False)
     assert collected("killed", leftover=True) == whole
     assert len(whole) == 6 * 2 + 1
+
+
+def test_clips_that_are_too_long_by_wish_get_shorter_again(tmp_path):
+    """Episodes are cut off after 12 steps and the registration does not say so: 10 steps fit, 15 do not."""
+    _, config, info = made("collect/Endless-v0", env_kwargs={"cut": 12}, pairs_per_round=2, clip_seconds=1.0)
+    session = store.create_session(tmp_path, "film-1", config)
+    snapshot = Snapshot(checkpoints.new_agent(info, config, CPU), None, config, info, -1)
+    snapshot.save(session.checkpoint(-1))
+    session.add_event("clips", 0, attempt=0, longer=True, differ=False)
+    text = io.StringIO()
+    monitor = Monitor(session, Console(file=text, width=200))
+    monitor.control = Control(session)
+    began = time.monotonic()
+    whole = Loop(session, config, info, CPU, monitor, monitor.control, None)
+    collect_pairs(whole, session.where())
+    assert time.monotonic() - began < 20
+    assert "Trying clips that are 1 times as long as at first" in text.getvalue()
+    assert {c.steps for c in session.clips().values()} == {10}
+    assert session.where().phase == "label"
+    session.close()
 
 
 def test_a_further_batch_of_longer_clips(tmp_path):

@@ -141,11 +141,10 @@ def test_truncated_is_an_end():
         ((100,), 25.5, 8, 26, 8),  # none is: what has been played so far counts, of all eight
     ],
 )
-def test_the_clock_ends_an_evaluation(monkeypatch, lives, seconds, episodes, mean, capped):
-    ticks = iter(range(10**6))
-    monkeypatch.setattr(evaluate.time, "monotonic", lambda: float(next(ticks)))  # a second a step
+def test_the_clock_ends_an_evaluation(lives, seconds, episodes, mean, capped):
+    ticks = iter(range(10**6))  # a second a step
     agent, config, info = made(env_kwargs={"lives": lives})
-    result = evaluate.evaluate(agent, config, info, 0, 100, max_seconds=seconds)
+    result = evaluate.evaluate(agent, config, info, 0, 100, max_seconds=seconds, clock=lambda: float(next(ticks)))
     assert (result["episodes"], result["mean"], result["capped"]) == (episodes, mean, capped)
 
 
@@ -155,6 +154,17 @@ def test_the_clock_is_looked_at_in_time():
     result = evaluate.evaluate(agent, config, info, 0, 10**6, max_seconds=0.5)
     assert 0.5 <= time.monotonic() - began < 10
     assert 0 < result["episodes"] < 10**6
+
+
+def test_time_that_does_not_count_cuts_nothing_off():
+    """A pause in the middle: the clock that is given stands still meanwhile."""
+    agent, config, info = made("evaluate/Lives-v0")
+    asked = []
+    result = evaluate.evaluate(
+        agent, config, info, 0, 6, max_seconds=1e-3, clock=lambda: 0.0, report=lambda *a: asked.append(a)
+    )
+    assert (result["episodes"], result["capped"]) == (6, 0)
+    assert asked[-1] == (6, 6)
 
 
 def test_a_true_reward_that_is_nan_is_none():

@@ -127,6 +127,45 @@ def test_a_finished_session_can_go_on(make_session: Any) -> None:
     assert phase(session) == (2, 1, "collect")
 
 
+def test_a_change_of_mind_in_practice_stays_practice(make_session: Any) -> None:
+    loop = make_session(pairs=4)
+    session = loop.session
+    label_all(session, 0)
+    loop.record(0, 10.0)
+    steer(session, "longer")
+    assert phase(session) == (1, 0, "train_agent")
+    session.partial(1, "train_agent").write_bytes(b"training")
+    steer(session, "longer")
+    assert session.wishes().longer(1) == 1
+    steer(session, "anew")  # on the reward model there is: nothing is collected, nothing to be labeled
+    assert phase(session) == (1, 0, "train_agent")
+    assert session.wishes().longer(1) == 0  # that was said of the agent that is gone
+    steer(session, "back", 0)
+    assert phase(session) == (1, 0, "collect")
+
+
+def test_longer_after_going_back_trains_that_agent(make_session: Any) -> None:
+    loop = make_session(pairs=4)
+    session = loop.session
+    for number in (0, 1):
+        label_all(session, number)
+        loop.record(number, 10.0)
+        loop.collect(number + 1, 4)
+    steer(session, "back", 0)
+    loop.collect(2, 4, attempt=1)
+    steer(session, "longer")
+    plan = session.wishes().plan(2)
+    assert (plan.agent, plan.practice) == (0, True)
+
+
+def test_going_on_from_the_newest_agent_of_a_finished_session(make_session: Any) -> None:
+    loop = make_session(pairs=4, rounds=1)
+    label_all(loop.session, 0)
+    loop.record(0, 10.0)
+    steer(loop.session, "back", 0)
+    assert phase(loop.session) == (1, 0, "collect")
+
+
 def test_other_clips(make_session: Any) -> None:
     loop = make_session(pairs=4)
     session = loop.session
@@ -189,6 +228,9 @@ def test_what_was_said_to_an_earlier_loop_is_no_matter_of_the_next(make_session:
         steer(session, "stop")
     with pytest.raises(Stopped):
         control.check()
+    control = Control(session, since=0)  # it began to run before any of that was said
+    with pytest.raises(Stopped):
+        control.check()
     control = Control(session)
     session.add_event("plan", 0, agent=START, practice=False)
     with pytest.raises(Replanned):
@@ -229,6 +271,24 @@ def test_looks_are_numbers_for_any_observation(shape: tuple[int, ...]) -> None:
 
 
 # ---------------------------------------------------------------------------------------------- a loop that runs
+
+
+def test_a_finished_session_can_be_deleted_and_the_pages_stay(tmp_path: Path) -> None:
+    settings = dict(zip(TINY[::2], TINY[1::2], strict=True)) | {"--rounds": "1"}
+    del settings["--labeler"]
+    words = [word for pair in settings.items() for word in pair]
+    with Spawned("run", "CartPole-v1", "--session", "one", "--no-browser", *words, cwd=tmp_path) as one:
+        client = one.client()
+        wait_for(lambda: client.get("/api/s/one").json()["view"] == "label")
+        for i, pair in enumerate(client.get("/api/s/one/pairs", params={"limit": 100}).json()["pairs"]):
+            body = {"id": f"label-{pair['id']}", "pair": pair["id"], "choice": ("left", "right")[i % 2]}
+            client.post("/api/s/one/labels", json=body)
+        one.wait_for("All rounds are done")
+        assert client.post("/api/s/one/delete").status_code == 200
+        time.sleep(1.2)
+        assert client.get("/api/sessions").json() == {"sessions": []}
+        assert one.process.poll() is None
+        client.close()
 
 
 def wait_for(condition: Callable[[], Any], seconds: float = 60.0) -> Any:

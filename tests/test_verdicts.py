@@ -15,7 +15,7 @@ from processes import TINY, command
 
 from rlhf_gym import store, verdicts
 from rlhf_gym.checkpoints import Snapshot
-from rlhf_gym.config import Config
+from rlhf_gym.config import Config, UserError
 from rlhf_gym.envs import describe
 from rlhf_gym.labels import load_labels
 from rlhf_gym.live import SHARE, Live
@@ -152,4 +152,34 @@ def test_films_take_at_most_their_share(tmp_path: Path, monkeypatch: pytest.Monk
         assert live.share <= SHARE
     assert live.films > 10
     assert live.share > SHARE / 4
+    session.close()
+
+
+def test_a_film_that_cannot_be_written_stops_no_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = Config(env_id="CartPole-v1")
+    session = store.create_session(tmp_path, "one", config)
+    calls: list[int] = []
+
+    def fail(*_args: Any, **_more: Any) -> None:
+        calls.append(1)
+        raise UserError("Cannot write the video live.mp4 (No space left on device).")
+
+    monkeypatch.setattr("rlhf_gym.live.record_video", fail)
+    live = Live(session, config, describe(config))
+    for _ in range(5):
+        live.maybe(None, 1000.0)  # type: ignore[arg-type]
+    assert len(calls) == 1
+    assert "No space left" in live.broken
+    session.close()
+
+
+def test_an_opinion_that_is_no_number_is_none(rendered: Path) -> None:
+    session = store.open_session(rendered / "data", "one")
+    snapshot = Snapshot.load(session.checkpoint(1))
+    labels = load_labels(session, snapshot.agent.from_env, session.config.seed, session.config.ensemble_size)
+    assert labels is not None
+    assert snapshot.reward is not None
+    with torch.no_grad():
+        snapshot.reward.biases[-1].fill_(float("nan"))
+    assert verdicts.opinions(snapshot.reward, labels, 1, CPU) == []
     session.close()

@@ -171,7 +171,8 @@ class State(BaseModel):
     video: Video | None = Field(description="the newest video of the agent")
     live: Live | None = Field(description="while the agent is being trained")
     trained: list[int] = Field(description="rounds that have an agent, oldest first; -1: the untrained one")
-    base: int = Field(description="the round whose agent this round begins with")
+    base: int = Field(description="the round whose agent is the one to go on from")
+    practice: bool = Field(description="whether it goes on without new labels first")
     star: int | None = Field(description="the round that the person likes best")
     clip_factor: float = Field(description="clips are that much longer than they were at first")
     differ: bool = Field(description="whether clips are paired that differ more")
@@ -200,6 +201,7 @@ class Stored(BaseModel):
     live: Live | None
     trained: list[int]
     base: int
+    practice: bool
     star: int | None
     clip_factor: float
     differ: bool
@@ -325,7 +327,8 @@ def read_stored(session: Session, resume: str) -> Stored:
     last_label = session.last_label_id()  # first, so that what follows knows at least of that one
     header, config, where = session.header(), session.config, session.where()
     wishes, trained = session.wishes(), session.trained_rounds()
-    plan = wishes.plan(where.round)
+    number = max(trained, default=store.START) + 1
+    plan = wishes.plan(number)
     return Stored(
         name=session.name,
         title=wishes.title or session.name,
@@ -333,7 +336,7 @@ def read_stored(session: Session, resume: str) -> Stored:
         env_id=config.env_id,
         labeler=config.labeler,
         goal=config.goal if wishes.goal is None else wishes.goal,
-        rounds=config.rounds and max(config.rounds, wishes.rounds),
+        rounds=config.rounds if wishes.rounds is None else wishes.rounds,
         resume=resume,
         round=where.round,
         attempt=where.attempt,
@@ -344,7 +347,8 @@ def read_stored(session: Session, resume: str) -> Stored:
         video=newest_video(session),
         live=read_live(session, where, plan),
         trained=trained,
-        base=plan.agent if plan is not None else where.round - 1,
+        base=plan.agent if plan is not None else number - 1,
+        practice=plan is not None and plan.practice,
         star=wishes.star,
         clip_factor=wishes.clip_factor,
         differ=wishes.differ,

@@ -162,6 +162,7 @@ show(state);
 new Live(base, {
   state: show,
   up() {
+    if (gone) wheel.stopping = false; // it was started again
     gone = false;
     showTrouble();
     labeling.outbox.kick();

@@ -55,6 +55,11 @@ export class Watch {
       const rounds = `${count} ${count === 1 ? "round" : "rounds"}`;
       this.#say(`Finished after ${rounds}`, "Everything is kept. To teach it further:");
       this.#command(`${state.resume} --rounds ${2 * count}`);
+    } else if (state.view === "label") {
+      const left = state.pairs - state.labeled;
+      const lead = state.running ? "Go back to them whenever you like." : "Nothing trains now; your labels are kept. To go on:";
+      this.#say(left === 1 ? "One pair waits for you" : `${left} pairs wait for you`, lead);
+      this.#command(state.running ? "" : state.resume);
     } else if (state.view === "paused") {
       this.#say("Paused", `Nothing is lost. Next comes ${NEXT[phase]}; this makes it go on:`);
       this.#command(state.resume);

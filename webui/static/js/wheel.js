@@ -50,7 +50,6 @@ export class Wheel {
 
   show(state) {
     this.#state = state;
-    if (state.running) this.stopping &&= state.view !== "paused";
     this.#tiles();
     const does = possible(state);
     const painted = does.join();
@@ -64,9 +63,9 @@ export class Wheel {
 
   /** The buttons on the tiles of the wall. */
   #tiles() {
-    const { star, base, view } = this.#state;
+    const { star, base, view, practice, phase } = this.#state;
     for (const place of document.querySelectorAll(".tile-actions")) {
-      const painted = JSON.stringify([star, base, view]);
+      const painted = JSON.stringify([star, base, view, practice, phase === "record"]);
       if (place.dataset.painted === painted) continue;
       const focused = place.contains(document.activeElement) && document.activeElement.className;
       place.dataset.painted = painted;
@@ -139,6 +138,6 @@ function tileActions(round, state) {
   back.className = "back";
   back.dataset.round = round;
   back.setAttribute("aria-label", `Go on from ${name}`);
-  back.hidden = state.base === round && state.view !== "finished";
+  back.hidden = state.base === round && !state.practice && state.view !== "finished" && state.phase !== "record";
   return [star, back];
 }
