@@ -413,12 +413,21 @@ class Session:
         return self.path / "checkpoints" / f"{round_name(number)}.{phase}.pt"
 
     def clear_leftovers(self) -> None:
-        """Deletes what a killed loop left: half-written files, and partial checkpoints of trained rounds. For the
-        loop alone, under its lock."""
-        asides = [*self.path.glob(".*.json-*"), *(self.path / "checkpoints").glob(".*.pt-*")]
+        """Deletes what a killed loop left: half-written files, partial checkpoints of trained rounds, clips of a batch
+        that was never finished. For the loop alone, under its lock."""
+        asides = [
+            p for where in (self.path, self.path / "checkpoints", self.path / "videos") for p in where.glob(".*-*")
+        ]
+        asides += (self.path / "videos").glob(".*.mp4")
         done = [self.partial(n, phase) for n in self.trained_rounds() for phase in ("train_reward", "train_agent")]
         for file in asides + done:
             file.unlink(missing_ok=True)
+        with self.read() as db:
+            batches = db.execute(sa.select(clip_table.c.round, clip_table.c.attempt).distinct()).all()
+        whole = {self.clip_directory(number, attempt).name for number, attempt in batches}
+        for directory in (self.path / "clips").iterdir():
+            if directory.name not in whole:
+                shutil.rmtree(directory, ignore_errors=True)
 
     def live_video(self) -> Path:
         """The agent that is being trained, as it was a moment ago."""

@@ -8,6 +8,8 @@ import os
 import shutil
 import signal
 import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -527,3 +529,12 @@ def test_consistency_is_how_often_a_swapped_repeat_got_the_swapped_label(tmp_pat
         session.add_label(f"b{two}", two, b)
     assert consistency(session) == {"labels/consistency": pytest.approx(2 / 3), "labels/repeats": 3.0}
     session.close()
+
+
+@pytest.mark.full
+def test_killed_again_and_again_while_somebody_labels(tmp_path: Path) -> None:
+    """The benchmark, in short: nothing lost, nothing left over, the same weights."""
+    bench = Path(__file__).parents[1] / "scripts" / "bench" / "crash.py"
+    done = subprocess.run([sys.executable, str(bench), "--kills", "10"], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert "| acknowledged labels lost | 0 |" in done.stdout

@@ -339,8 +339,14 @@ def test_what_a_killed_loop_left_among_the_files_goes(session: Session) -> None:
         (session.path / "checkpoints" / name).write_bytes(b"left")
     for name in (".progress.json-x8s", ".config.json-x8s"):
         (session.path / name).write_bytes(b"left")
+    for name in (".r000.mp4", ".r000.npz-x8s", "r000.mp4"):
+        (session.path / "videos" / name).write_bytes(b"left")
     session.partial(1, "train_reward").write_bytes(b"state")  # the round at hand
+    unfinished = session.clear_batch_files(7, 0)  # killed before its rows were there
+    (unfinished / "0000.npz").write_bytes(b"left")
     session.clear_leftovers()
+    assert not unfinished.exists()
+    assert [p.name for p in (session.path / "videos").iterdir()] == ["r000.mp4"]
     kept = sorted(p.name for p in (session.path / "checkpoints").iterdir())
     assert kept == ["r000.pt", "r001.train_reward.pt", "start.pt"]
     assert [p.name for p in session.path.iterdir() if p.name.startswith(".")] == []
