@@ -5,6 +5,7 @@ Files hold tensors, numbers and strings alone, so that reading one never runs co
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 from dataclasses import asdict, dataclass
@@ -20,6 +21,7 @@ from rlhf_gym.config import Config, UserError
 from rlhf_gym.envs import EnvInfo, Envs
 from rlhf_gym.train import Agent, RewardModel, rollout, seed_from
 
+MARK = b"rlhf-gym sha256 "  # then 32 bytes, at the end of a file: torch itself takes most flipped bits for weights
 PHASE_SEED = {"start": 0, "train_reward": 1, "train_agent": 2, "collect": 3, "record": 4}
 
 
@@ -62,20 +64,43 @@ def read_info(values: dict[str, Any]) -> EnvInfo:
     return EnvInfo(**fields)
 
 
+class Damaged(UserError):
+    """A checkpoint that is there and cannot be read."""
+
+    def __init__(self, path: Path, why: str) -> None:
+        super().__init__(f"Checkpoint {path} cannot be read ({why}).")
+        self.path = path
+
+
 def save_state(path: Path, state: dict[str, Any]) -> None:
-    """Writes nested dicts of tensors, numbers and strings; atomic and durable."""
+    """Writes nested dicts of tensors, numbers and strings; atomic and durable, with a checksum at the end."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    store.write_atomic(path, buffer.getvalue())
+    data = buffer.getvalue()
+    store.write_atomic(path, data + MARK + hashlib.sha256(data).digest())
 
 
 def load_state(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Reads what save_state wrote; raises UserError where the file is missing, torn or no checkpoint."""
+    """Reads what save_state wrote.
+
+    Raises:
+        Damaged: the file is torn, or a bit of it has changed.
+        UserError: there is no such file, or it is no checkpoint.
+    """
     try:
-        state = torch.load(path, map_location=device, weights_only=True)
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"Checkpoint {path} cannot be read ({error.strerror}).") from None
+    whole, mark, digest = data.rpartition(MARK)
+    if mark and len(digest) == 32:
+        if hashlib.sha256(whole).digest() != digest:
+            raise Damaged(path, "its checksum is wrong")
+        data = whole
+    try:
+        state = torch.load(io.BytesIO(data), map_location=device, weights_only=True)
     except Exception as error:  # torch says it in many ways: KeyError for a text, EOFError for an empty file
         said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise UserError(f"Checkpoint {path} cannot be read ({said}).") from None
+        raise Damaged(path, said) from None
     if not isinstance(state, dict):
         raise UserError(f"{path} is no checkpoint of rlhf-gym.")
     return state

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rlhf_gym.config import UserError
 from rlhf_gym.segments import Segment, load_segment, unstack
 from rlhf_gym.store import Pair, Session
 
@@ -28,6 +29,7 @@ class Labels:
 
     Attributes:
         pairs: P pairs labeled left, right or equal.
+        damaged: what was wrong with clips that cannot be read; their pairs are left out.
         left, right: (P,) position of each pair's clips among the C clips.
         target: (P,) what the label says of P(left is better).
         weight: (K, P) how often member k sees a pair; never means held out for k.
@@ -46,6 +48,7 @@ class Labels:
     ) -> None:
         """segments: by clip id, all that the pairs name; from_env: an agent's, to bring actions into [-1, 1]."""
         self.pairs = list(pairs)
+        self.damaged: list[str] = []
         obs: list[Tensor] = []
         first: list[Tensor] = []
         frames_so_far, self.stack = 0, 0
@@ -99,12 +102,24 @@ def load_labels(
     after: int = 0,
     until: int | None = None,
 ) -> Labels | None:
-    """The labels of a session in label rows after `after` up to `until`, or None where there is nothing to learn."""
+    """The labels of a session in label rows after `after` up to `until`, or None where there is nothing to learn.
+
+    Pairs with a clip that cannot be read are left out (see `Labels.damaged`).
+    """
     pairs = [p for p in session.pairs(labels_until=until) if p.choice in ("left", "right", "equal")]
     pairs = [p for p in pairs if (p.label_id or 0) > after]
+    clips = session.clips()
+    segments: dict[int, Segment] = {}
+    damaged: list[str] = []
+    for i in sorted({c for p in pairs for c in (p.left_clip, p.right_clip)}):
+        try:
+            segments[i] = load_segment(session.path / clips[i].path)
+        except UserError as error:
+            damaged.append(str(error))
+    pairs = [p for p in pairs if p.left_clip in segments and p.right_clip in segments]
     if all(p.choice == "equal" for p in pairs):
         return None
-    clips = session.clips()
-    ids = sorted({c for p in pairs for c in (p.left_clip, p.right_clip)})
-    segments = {i: load_segment(session.path / clips[i].path) for i in ids}
-    return Labels(pairs, segments, from_env, seed, members)
+    used = {c for p in pairs for c in (p.left_clip, p.right_clip)}
+    labels = Labels(pairs, {i: s for i, s in segments.items() if i in used}, from_env, seed, members)
+    labels.damaged = damaged
+    return labels

@@ -7,7 +7,6 @@ What comes next is read off the disk each time (`Session.where`), so whatever st
 
 from __future__ import annotations
 
-import contextlib
 import math
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,7 +15,7 @@ import numpy as np
 import torch
 
 from rlhf_gym import checkpoints, collect, evaluate, labelers, verdicts
-from rlhf_gym.checkpoints import PHASE_SEED, Snapshot, load_state, save_state
+from rlhf_gym.checkpoints import PHASE_SEED, Damaged, Snapshot, load_state, save_state
 from rlhf_gym.config import Config
 from rlhf_gym.control import Control, Replanned
 from rlhf_gym.envs import EnvInfo
@@ -25,6 +24,7 @@ from rlhf_gym.live import Live
 from rlhf_gym.monitor import Monitor, clock
 from rlhf_gym.segments import save_segment
 from rlhf_gym.store import START, Pair, Session, Where
+from rlhf_gym.store import replace as replace_file
 from rlhf_gym.train import RewardModel, predicted, train_agent, train_reward
 from rlhf_gym.wishes import LONGER, Plan
 
@@ -74,13 +74,27 @@ def run(session: Session, config: Config, info: EnvInfo, monitor: Monitor, since
         try:
             prepare(loop)
             while (where := look(loop)).phase != "finished":
-                with contextlib.suppress(Replanned):
+                try:
                     if where.phase not in ("collect", "record"):
                         record(loop, where.round - 1)
                     PHASES[where.phase](loop, where)
+                except Replanned:
+                    pass  # what comes next is another thing now
+                except Damaged as error:
+                    set_aside(loop, error)
             session.write_progress(phase="finished", round=where.round)
         finally:
             monitor.close()
+
+
+def set_aside(loop: Loop, error: Damaged) -> None:
+    """A damaged checkpoint is kept under another name; what it held is trained again from what is whole."""
+    aside = error.path.with_name(f"{error.path.name}.damaged")
+    if aside.exists():
+        raise error  # for the second time: that is no accident
+    replace_file(error.path, aside)
+    loop.monitor.say(f"{error} It is kept as {aside.name}, and what it held is trained again; no label is lost.")
+    prepare(loop)
 
 
 def look(loop: Loop) -> Where:
@@ -185,6 +199,8 @@ def fit_reward(loop: Loop, where: Where) -> None:
     before = loop.before(number, loop.plan(number))
     until, after = state["last_label_id"], state["forgotten"]
     labels = load_labels(session, before.agent.from_env, config.seed, config.ensemble_size, after, until)
+    for sentence in labels.damaged if labels is not None else []:
+        loop.monitor.say(f"{sentence} Its pairs are left out.")
     model: RewardModel | None = None
     with loop.monitor.phase(number, "train_reward", "steps") as report:
         if labels is not None:

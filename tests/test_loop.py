@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -432,15 +434,71 @@ def test_no_acknowledged_label_is_lost(tmp_path: Path) -> None:
     session.close()
 
 
-def test_torn_checkpoint_is_told_not_trained_over(whole: Path, tmp_path: Path) -> None:
-    """A file that a disk has damaged: one sentence, and nothing is overwritten."""
+def tear(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:500])
+
+
+def flip(file: Path) -> None:
+    """One bit, in the middle of the weights."""
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 4
+    file.write_bytes(data)
+
+
+@pytest.mark.parametrize("damage", [tear, flip])
+def test_a_damaged_checkpoint_is_made_again_bit_for_bit(
+    whole: Path, tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
+    """Told in one sentence and kept under another name; no label is asked for again."""
     shutil.copytree(whole / "data", tmp_path / "data")
-    newest = tmp_path / "data" / "one" / "checkpoints" / "r001.pt"
-    newest.write_bytes(newest.read_bytes()[:500])
+    checkpoints = tmp_path / "data" / "one" / "checkpoints"
+    damage(checkpoints / "r001.pt")
+    told = command("evaluate", "one", "--episodes", "1", cwd=tmp_path)
+    assert (told.status, told.err.startswith("rlhf-gym: Checkpoint data/one/checkpoints/r001.pt cannot")) == (1, True)
     result = command("resume", "one", "--rounds", "3", cwd=tmp_path)
-    assert result.status == 1
-    assert result.err.splitlines()[-1].startswith("rlhf-gym: Checkpoint data/one/checkpoints/r001.pt cannot be read")
-    assert newest.stat().st_size == 500
+    assert result.status == 0, result.err
+    assert "Checkpoint data/one/checkpoints/r001.pt cannot be read" in result.err
+    assert "kept as r001.pt.damaged" in result.err
+    for each in NAMES:
+        assert same_tensors(checkpoints / each, whole / "data" / "one" / "checkpoints" / each, ("/meta",)) > 5
+    assert (checkpoints / "r002.pt").exists()
+
+
+@pytest.mark.parametrize("name", ["start", "r000"])
+def test_an_early_checkpoint_that_is_damaged_costs_what_came_of_it(whole: Path, tmp_path: Path, name: str) -> None:
+    shutil.copytree(whole / "data", tmp_path / "data")
+    checkpoints = tmp_path / "data" / "one" / "checkpoints"
+    for later in NAMES[NAMES.index(f"{name}.pt") + 1 :]:
+        (checkpoints / later).unlink()
+    flip(checkpoints / f"{name}.pt")
+    result = command("resume", "one", cwd=tmp_path)
+    assert result.status == 0, result.err
+    assert f"kept as {name}.pt.damaged" in result.err
+    assert all(load_state(checkpoints / each) for each in NAMES)
+
+
+def test_a_damaged_checkpoint_in_the_middle_of_a_phase_costs_that_phase(whole: Path, tmp_path: Path) -> None:
+    result = run(tmp_path, kill=Kill("rlhf_gym.train:update", 4))
+    assert result.status == -signal.SIGKILL
+    checkpoints = tmp_path / "data" / "one" / "checkpoints"
+    flip(checkpoints / "r000.train_agent.pt")
+    result = command("resume", "one", cwd=tmp_path)
+    assert result.status == 0, result.err
+    assert "r000.train_agent.pt cannot be read (its checksum is wrong)" in result.err
+    for each in NAMES:
+        same_tensors(checkpoints / each, whole / "data" / "one" / "checkpoints" / each)
+
+
+def test_a_damaged_clip_costs_its_pairs(whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole / "data", tmp_path / "data")
+    session = session_in(tmp_path)
+    session.checkpoint(1).unlink()
+    tear(session.path / next(iter(session.clips().values())).path)
+    result = command("resume", "one", cwd=tmp_path)
+    assert result.status == 0, result.err
+    assert re.search(r"Clip \S+0000\.npz cannot be read \(.*\)\. Its pairs are left out\.", result.err)
+    assert session.where().phase == "finished"
+    session.close()
 
 
 # ---------------------------------------------------------------------------------------------- nothing to learn from
