@@ -363,15 +363,14 @@ def read_consistency(session: Session, where: store.Where) -> Consistency | None
     elif where.phase in ("record", "finished"):
         attempt = 0
     if not attempt:
-        attempt = max((p.attempt for p in session.pairs(number)), default=0)
+        attempt = max(session.newest_attempt(number), 0)
     agreed, repeats = session.consistency(number, attempt)
     return Consistency(round=number, agreed=agreed, repeats=repeats) if repeats else None
 
 
 def read_recent(session: Session, limit: int) -> list[Labeled]:
     """The pairs that were labeled last, oldest first, each with its label."""
-    labeled = [p for p in session.pairs() if p.choice is not None]
-    newest = sorted(labeled, key=lambda p: p.label_id or 0)[-limit:]
+    newest = list(reversed(session.recently_labeled(limit)))
     shown = zip(newest, show_pairs(session, newest), strict=True)
     return [
         Labeled.model_validate(
