@@ -120,6 +120,7 @@ class Session:
         self.path = Path(path)
         self.name = self.path.name
         self.engine = _engine(self.path / "session.db")
+        self._events: list[dict[str, Any]] = []  # read so far, see wishes
         self._lock = FileLock(self.path / "loop.lock", timeout=1.0)  # waits out a page that looks (see running)
 
     def close(self) -> None:
@@ -153,8 +154,11 @@ class Session:
         write_atomic(self.path / "config.json", json.dumps(header, indent=2, allow_nan=False).encode())
 
     def wishes(self) -> Wishes:
-        """What the person asked for."""
-        return Wishes(self.events())
+        """What the person asked for. Events are only ever added, so only those after the last one known are read."""
+        known = self._events
+        if new := self.events(after=known[-1]["id"] if known else 0):
+            known = self._events = known + new  # a new list: another thread may be reading the old one
+        return Wishes(known)
 
     def goal(self) -> str:
         """The sentence above the clips: the newest that was set, else the one the session began with."""
@@ -251,6 +255,17 @@ class Session:
     def newest_attempt(self, round: int) -> int:
         """Of the batches of a round; NONE if it has none."""
         return max(self.batches(round), default=NONE)
+
+    def unlabeled(self, round: int, attempt: int, after: int | None, limit: int) -> list[Pair]:
+        """The next pairs of a batch without a label, in the order to show them; those after the pair `after`."""
+        batch = (pair_table.c.round == round, pair_table.c.attempt == attempt)
+        query = _labeled_pairs().where(*batch, label_table.c.choice.is_(None))
+        if after is not None:
+            earlier = pair_table.alias()
+            same = (earlier.c.id == after, earlier.c.round == round, earlier.c.attempt == attempt)
+            shown = sa.select(earlier.c.position).where(*same).scalar_subquery()
+            query = query.where(pair_table.c.position > sa.func.coalesce(shown, -1))
+        return self._pairs(query.order_by(pair_table.c.position).limit(limit))
 
     def last_pair_id(self) -> int:
         with self.read() as db:
@@ -349,8 +364,9 @@ class Session:
 
     def last_labeled_pair(self, round: int, attempt: int) -> Pair | None:
         """The pair of this batch that was labeled last and whose label stands: what undo takes back."""
-        labeled = [p for p in self.pairs(round, attempt) if p.choice is not None]
-        return max(labeled, key=lambda p: p.label_id or 0, default=None)
+        batch = (pair_table.c.round == round, pair_table.c.attempt == attempt)
+        query = _labeled_pairs().where(*batch, label_table.c.choice.is_not(None))
+        return next(iter(self._pairs(query.order_by(label_table.c.id.desc()).limit(1))), None)
 
     def recently_labeled(self, limit: int) -> list[Pair]:
         """The pairs that were labeled last and whose label stands, newest first."""
@@ -516,7 +532,12 @@ class Session:
 
     def true_returns(self) -> dict[int, float]:
         """Mean true return of the agent after each round; START is the untrained agent."""
-        return {m["round"]: m["value"] for m in self.metrics("eval/mean", "record")}
+        query = sa.select(metric_table.c.round, metric_table.c.value).order_by(
+            metric_table.c.round, metric_table.c.step
+        )
+        query = query.where(metric_table.c.name == "eval/mean", metric_table.c.phase == "record")
+        with self.read() as db:
+            return {row.round: row.value for row in db.execute(query)}
 
     # ------------------------------------------------------------------ checkpoints and videos
 
@@ -665,12 +686,16 @@ class Session:
     def disk_bytes(self) -> int:
         return _bytes_below(self.path)
 
-    def summary(self) -> dict[str, Any]:
-        """What `rlhf-gym list` and the list of sessions show, JSON-able."""
+    def summary(self, disk: bool = True) -> dict[str, Any]:
+        """What `rlhf-gym list` and the list of sessions show, JSON-able.
+
+        Args:
+            disk: with `disk_bytes`, for which every file is looked at: seconds in a session of 100,000 pairs.
+        """
         where, config, wishes = self.where(), self.config, self.wishes()
         pairs, labels = self.count_pairs()
         with self.read() as db:
-            newest = db.execute(sa.select(sa.func.max(label_table.c.created))).scalar_one()
+            newest = db.execute(sa.select(label_table.c.created).order_by(label_table.c.id.desc()).limit(1)).scalar()
         return {
             "name": self.name,
             "title": wishes.title,
@@ -685,7 +710,7 @@ class Session:
             "pairs": pairs,
             "last_activity": max(newest or 0.0, (self.path / "session.db").stat().st_mtime),
             "true_returns": [{"round": r, "mean": v} for r, v in sorted(self.true_returns().items())],
-            "disk_bytes": self.disk_bytes(),
+            **({"disk_bytes": self.disk_bytes()} if disk else {}),
         }
 
 
