@@ -282,8 +282,9 @@ def check_change(session: Session, config: Config, info: EnvInfo, changes: dict[
     if where.phase == "train_agent" and counted:
         name = "--" + counted[0].replace("_", "-")
         raise UserError(f"{name} cannot change in the middle of training the agent: resume, and change it after.")
-    clips = session.clips()
-    unseen = [p for p in session.pairs(where.round, where.attempt) if not clips[p.left_clip].sheet]
+    pairs = session.pairs(where.round, where.attempt)
+    clips = session.clips([p.left_clip for p in pairs])
+    unseen = [p for p in pairs if not clips[p.left_clip].sheet]
     if where.phase == "label" and config.labeler == "human" and unseen:
         raise UserError(
             f"The pairs of round {where.round} were collected without pictures, for the synthetic labeler: let it "

@@ -357,13 +357,11 @@ def choose_pairs(
 
 def choose_repeats(session: Session, number: int, count: int, rng: np.random.Generator) -> list[Pair]:
     """Earlier pairs with a decided label that counts, to show once more, sides swapped."""
-    clips, forgotten = session.clips(), session.wishes().forgotten
-    old = [p for p in session.pairs() if p.round < number and p.kind != "repeat" and p.choice in ("left", "right")]
-    old = [p for p in old if (p.label_id or 0) > forgotten]
-    if session.config.labeler == "human":  # a synthetic labeler's clips may not have been drawn
-        old = [p for p in old if clips[p.left_clip].sheet and clips[p.right_clip].sheet]
-    picked = rng.permutation(len(old))[:count]
-    return [old[i] for i in picked]
+    # a synthetic labeler's clips may not have been drawn
+    old = session.repeatable(number, drawn=session.config.labeler == "human")
+    picked = [old[i] for i in rng.permutation(len(old))[:count]]
+    pairs = {p.id: p for p in session.pairs(ids=picked)}
+    return [pairs[i] for i in picked]
 
 
 # ---------------------------------------------------------------------------------------------- clips

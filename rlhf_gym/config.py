@@ -8,6 +8,7 @@ Nothing here imports torch or gymnasium.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import shutil
@@ -232,9 +233,15 @@ def validate(config: Config) -> Config:
     return config
 
 
+@functools.cache
+def type_hints() -> dict[str, Any]:
+    """Of the settings; finding them takes longer than all else that validating does."""
+    return get_type_hints(Config)
+
+
 def validate_each(config: Config) -> Config:
     """As `validate`, but each setting alone: for what is known before the environment's kind, and so its preset."""
-    hints = get_type_hints(Config)
+    hints = type_hints()
     for f in dataclasses.fields(Config):
         value, hint = getattr(config, f.name), hints[f.name]
         if get_origin(hint) is Literal:

@@ -100,7 +100,7 @@ def label_synthetically(session: Session, config: Config, where: Where, report: 
     """Labels every open pair of the batch; a batch that was half labeled is finished, not begun anew."""
     score = load_score(config.score)
     batch = session.pairs(where.round, where.attempt)
-    clips = session.clips()
+    clips = session.clips([clip for p in batch for clip in (p.left_clip, p.right_clip)])
     known: dict[int, float] = {}
 
     def score_of(clip: int) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rlhf_gym import config as cfg
 from rlhf_gym.config import UserError
 from rlhf_gym.store import START, Session
-from rlhf_gym.wishes import LONGEST, NONE
+from rlhf_gym.wishes import LONGEST
 
 TRAINING = ("train_reward", "train_agent")
 WHEELS = ("pause", "continue", "stop", "longer", "anew", "back", "more")
@@ -92,7 +92,7 @@ def _back(session: Session, to: int | None) -> None:
     if to == base and not practice and where.phase not in ("record", "finished"):
         raise UserError(f"Round {number} goes on from {said(to)} already.")
     # the batch that there is, or that is being collected this moment, shows another agent
-    attempt = max((p.attempt for p in session.pairs(number)), default=NONE)
+    attempt = session.newest_attempt(number)
     if where.phase == "collect":
         attempt = where.attempt
     session.add_event("plan", number, agent=to, practice=False, attempt=attempt)

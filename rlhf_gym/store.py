@@ -58,6 +58,15 @@ class Where:
     labeled: int
 
 
+@dataclass(frozen=True)
+class Counts:
+    """Of a batch: its pairs, those with a label, and those of which one clip was said to be better."""
+
+    pairs: int
+    labeled: int
+    decided: int
+
+
 # ---------------------------------------------------------------------------------------------- small files
 
 
@@ -115,6 +124,7 @@ class Session:
         self.path = Path(path)
         self.name = self.path.name
         self.engine = _engine(self.path / "session.db")
+        self._events: list[dict[str, Any]] = []  # read so far, see wishes
         self._lock = FileLock(self.path / "loop.lock", timeout=1.0)  # waits out a page that looks (see running)
 
     def close(self) -> None:
@@ -148,8 +158,11 @@ class Session:
         write_atomic(self.path / "config.json", json.dumps(header, indent=2, allow_nan=False).encode())
 
     def wishes(self) -> Wishes:
-        """What the person asked for."""
-        return Wishes(self.events())
+        """What the person asked for. Events are only ever added, so only those after the last one known are read."""
+        known = self._events
+        if new := self.events(after=known[-1]["id"] if known else 0):
+            known = self._events = known + new  # a new list: another thread may be reading the old one
+        return Wishes(known)
 
     def goal(self) -> str:
         """The sentence above the clips: the newest that was set, else the one the session began with."""
@@ -167,10 +180,15 @@ class Session:
         return self.engine.begin()  # BEGIN IMMEDIATE, see _engine
 
     def add_missing_tables(self) -> None:
-        """A session may be from before a table was thought of."""
-        if set(tables.tables) - set(sa.inspect(self.engine).get_table_names()):
+        """A session may be from before a table or an index was thought of."""
+        indexes = [index for table in tables.tables.values() for index in table.indexes]
+        with self.read() as db:
+            there = set(db.execute(sa.text("SELECT name FROM sqlite_master")).scalars())
+        if {*tables.tables, *(index.name for index in indexes)} - there:
             with self.write() as db:
                 tables.create_all(db)
+                for index in indexes:
+                    index.create(db, checkfirst=True)
 
     # ------------------------------------------------------------------ clips and pairs
 
@@ -215,28 +233,71 @@ class Session:
         Args:
             labels_until: the newest label row that counts (what a checkpoint saw); None: all of them.
         """
-        newest = sa.select(label_table.c.pair, sa.func.max(label_table.c.id).label("id")).group_by(label_table.c.pair)
-        if labels_until is not None:
-            newest = newest.where(label_table.c.id <= labels_until)
-        current = newest.subquery()
-        query = (
-            sa.select(
-                pair_table, label_table.c.choice, label_table.c.strength, label_table.c.id.label("label_id"),
-                label_table.c.created.label("labeled"), label_table.c.response_ms,
-            )
-            .outerjoin(current, current.c.pair == pair_table.c.id)
-            .outerjoin(label_table, label_table.c.id == current.c.id)
-            .order_by(pair_table.c.round, pair_table.c.attempt, pair_table.c.position)
-        )  # fmt: skip
+        query = _labeled_pairs(labels_until).order_by(*SHOWN)
         if round is not None:
             query = query.where(pair_table.c.round == round)
         if attempt is not None:
             query = query.where(pair_table.c.attempt == attempt)
         if ids is not None:
             query = query.where(pair_table.c.id.in_(ids))
+        return self._pairs(query)
+
+    def _pairs(self, query: sa.Select[Any]) -> list[Pair]:
         with self.read() as db:
             rows = db.execute(query).mappings()
             return [Pair(**{**row, "strength": row["strength"] or "normal"}) for row in rows]
+
+    def batches(self, round: int) -> dict[int, Counts]:
+        """The batches of a round, by attempt."""
+        attempt, choice = pair_table.c.attempt, label_table.c.choice
+        decided = sa.func.count(sa.case((choice.in_(("left", "right")), 1)))
+        query = sa.select(attempt, sa.func.count(), sa.func.count(choice), decided).select_from(_with_label())
+        with self.read() as db:
+            rows = db.execute(query.where(pair_table.c.round == round).group_by(attempt)).all()
+        return {number: Counts(*counts) for number, *counts in rows}
+
+    def newest_attempt(self, round: int) -> int:
+        """Of the batches of a round; NONE if it has none."""
+        return max(self.batches(round), default=NONE)
+
+    def unlabeled(self, round: int, attempt: int, after: int | None, limit: int) -> list[Pair]:
+        """The next pairs of a batch without a label, in the order to show them; those after the pair `after`."""
+        batch = (pair_table.c.round == round, pair_table.c.attempt == attempt)
+        query = _labeled_pairs().where(*batch, label_table.c.choice.is_(None))
+        if after is not None:
+            earlier = pair_table.alias()
+            same = (earlier.c.id == after, earlier.c.round == round, earlier.c.attempt == attempt)
+            shown = sa.select(earlier.c.position).where(*same).scalar_subquery()
+            query = query.where(pair_table.c.position > sa.func.coalesce(shown, -1))
+        return self._pairs(query.order_by(pair_table.c.position).limit(limit))
+
+    def last_pair_id(self) -> int:
+        with self.read() as db:
+            return int(db.execute(sa.select(sa.func.coalesce(sa.func.max(pair_table.c.id), 0))).scalar_one())
+
+    def count_pairs(self) -> tuple[int, int]:
+        """Pairs of all rounds, and how many of them have a label."""
+        counts = sa.select(sa.func.count(), sa.func.count(label_table.c.choice))
+        with self.read() as db:
+            pairs, labeled = db.execute(counts.select_from(_with_label())).one()
+        return int(pairs), int(labeled)
+
+    def repeatable(self, before: int, drawn: bool) -> list[int]:
+        """Ids of the pairs of earlier rounds with a decided label that counts, no repeats among them, as shown.
+
+        Args:
+            before: the round that they are earlier than.
+            drawn: whether both clips must have a sprite sheet.
+        """
+        query = sa.select(pair_table.c.id).select_from(_with_label()).order_by(*SHOWN)
+        query = query.where(pair_table.c.round < before, pair_table.c.kind != "repeat")
+        query = query.where(label_table.c.choice.in_(("left", "right")), label_table.c.id > self.wishes().forgotten)
+        if drawn:
+            for side in (pair_table.c.left_clip, pair_table.c.right_clip):
+                clip = clip_table.alias()
+                query = query.where(sa.exists().where(clip.c.id == side, clip.c.sheet.is_not(None)))
+        with self.read() as db:
+            return list(db.execute(query).scalars())
 
     def clips(self, ids: Sequence[int] | None = None) -> dict[int, Clip]:
         query = sa.select(clip_table)
@@ -247,8 +308,10 @@ class Session:
 
     def newest_picture(self) -> Clip | None:
         """The first clip with a sprite sheet of the newest batch that has one."""
-        newest = (clip_table.c.round.desc(), clip_table.c.attempt.desc(), clip_table.c.id)
-        query = sa.select(clip_table).where(clip_table.c.sheet.is_not(None)).order_by(*newest).limit(1)
+        drawn = clip_table.c.sheet.is_not(None)
+        newest_round = sa.select(sa.func.max(clip_table.c.round)).where(drawn).scalar_subquery()
+        query = sa.select(clip_table).where(drawn, clip_table.c.round == newest_round)
+        query = query.order_by(clip_table.c.attempt.desc(), clip_table.c.id).limit(1)
         with self.read() as db:
             row = db.execute(query).mappings().one_or_none()
         return Clip(**row) if row else None
@@ -305,8 +368,23 @@ class Session:
 
     def last_labeled_pair(self, round: int, attempt: int) -> Pair | None:
         """The pair of this batch that was labeled last and whose label stands: what undo takes back."""
-        labeled = [p for p in self.pairs(round, attempt) if p.choice is not None]
-        return max(labeled, key=lambda p: p.label_id or 0, default=None)
+        batch = (pair_table.c.round == round, pair_table.c.attempt == attempt)
+        query = _labeled_pairs().where(*batch, label_table.c.choice.is_not(None))
+        return next(iter(self._pairs(query.order_by(label_table.c.id.desc()).limit(1))), None)
+
+    def recently_labeled(self, limit: int) -> list[Pair]:
+        """The pairs that were labeled last and whose label stands, newest first."""
+        newer = label_table.alias()
+        newest = ~sa.exists().where(newer.c.pair == label_table.c.pair, newer.c.id > label_table.c.id)
+        query = sa.select(pair_table, *OF_LABEL).join_from(label_table, pair_table)
+        query = query.where(label_table.c.choice.is_not(None), newest)
+        return self._pairs(query.order_by(label_table.c.id.desc()).limit(limit))
+
+    def label_times(self) -> list[float]:
+        """When each pair got the label that stands, in order."""
+        query = sa.select(label_table.c.created).select_from(_with_label()).where(label_table.c.choice.is_not(None))
+        with self.read() as db:
+            return sorted(db.execute(query).scalars())
 
     def take_back(self, uid: str) -> Pair:
         """Takes back the newest standing label of the batch at hand; the same uid again changes nothing.
@@ -318,7 +396,7 @@ class Session:
             pair = db.execute(sa.select(label_table.c.pair).where(label_table.c.uid == uid)).scalar_one_or_none()
         if pair is None:
             number = max(self.trained_rounds(), default=START) + 1
-            attempt = max((p.attempt for p in self.pairs(number)), default=0)
+            attempt = max(self.newest_attempt(number), 0)
             in_training = any(self.partial(number, phase).exists() for phase in ("train_reward", "train_agent"))
             if in_training or self.wishes().closed(number, attempt):
                 raise ValueError(f"Nothing was taken back: the labels of round {number} have gone into training.")
@@ -350,10 +428,72 @@ class Session:
             if opinions:
                 db.execute(opinion_table.insert(), [asdict(o) for o in opinions])
 
-    def opinions(self) -> dict[int, Opinion]:
-        """By pair; none for pairs that were labeled since, or whose label does not count."""
+    def opinions(self, pairs: Sequence[int] | None = None) -> dict[int, Opinion]:
+        """By pair, of these or of all; none for pairs that were labeled since, or whose label does not count."""
+        query = sa.select(opinion_table)
+        if pairs is not None:
+            query = query.where(opinion_table.c.pair.in_(pairs))
         with self.read() as db:
-            return {row["pair"]: Opinion(**row) for row in db.execute(sa.select(opinion_table)).mappings()}
+            return {row["pair"]: Opinion(**row) for row in db.execute(query).mappings()}
+
+    def judge(self) -> int | None:
+        """Round of the reward model whose opinions these are; None before the first."""
+        with self.read() as db:
+            judge: int | None = db.execute(sa.select(sa.func.max(opinion_table.c.round))).scalar_one()
+        return judge
+
+    # ------------------------------------------------------------------ looking back
+
+    def rounds_shown(self, last_pair: int, labeling: tuple[int, int] | None) -> list[int]:
+        """The rounds that `look_back` finds something of."""
+        known, is_open = pair_table.c.id <= last_pair, _of_batch(labeling)
+        closed = sa.select(pair_table.c.round).where(known, ~is_open).distinct()
+        begun = sa.select(pair_table.c.round).select_from(_with_label())
+        begun = begun.where(known, is_open, label_table.c.choice.is_not(None))
+        with self.read() as db:
+            return sorted(db.execute(closed.union(begun)).scalars())
+
+    def look_back(
+        self,
+        last_pair: int,
+        labeling: tuple[int, int] | None,
+        slip_below: float,
+        *,
+        round: int | None = None,
+        choice: str | None = None,
+        kind: str | None = None,
+        order: str = "newest",
+        offset: int = 0,
+        limit: int = 24,
+    ) -> tuple[int, int, list[Pair]]:
+        """Pairs that were shown, a page of them: how many there are on all pages, how many likely slips, the page.
+
+        Args:
+            last_pair: newer pairs are left out.
+            labeling: round and attempt of the batch that is being labeled; of it only labeled pairs.
+            slip_below: a label that counts and that the reward model thinks less likely is likely a slip.
+            choice: the label; none: without one.
+            kind: how the pair was chosen; leaves out the batch that is being labeled.
+            order: by when the pairs were shown, newest or oldest; slips: the least likely labels first.
+        """
+        chosen, is_open, p_left = label_table.c.choice, _of_batch(labeling), opinion_table.c.p_left
+        source = _with_label().outerjoin(opinion_table, opinion_table.c.pair == pair_table.c.id)
+        p_said = sa.case((chosen == "left", p_left), (chosen == "right", 1 - p_left))
+        counting = sa.case((label_table.c.id > self.wishes().forgotten, p_said))  # else NULL
+        asked = [pair_table.c.id <= last_pair, sa.or_(~is_open, chosen.is_not(None))]
+        if round is not None:
+            asked.append(pair_table.c.round == round)
+        if choice is not None:
+            asked.append(chosen.is_(None) if choice == "none" else chosen == choice)
+        if kind is not None:
+            asked += [pair_table.c.kind == kind, ~is_open]
+        newest = [column.desc() for column in SHOWN]
+        orders = {"oldest": SHOWN, "newest": newest, "slips": [counting.is_(None), counting, *newest]}
+        counts = sa.select(sa.func.count(), sa.func.count(sa.case((counting < slip_below, 1))))
+        with self.read() as db:
+            total, slips = db.execute(counts.select_from(source).where(*asked)).one()
+        page = sa.select(pair_table, *OF_LABEL).select_from(source).where(*asked).order_by(*orders[order])
+        return int(total), int(slips), self._pairs(page.offset(offset).limit(limit))
 
     # ------------------------------------------------------------------ events and metrics
 
@@ -401,7 +541,12 @@ class Session:
 
     def true_returns(self) -> dict[int, float]:
         """Mean true return of the agent after each round; START is the untrained agent."""
-        return {m["round"]: m["value"] for m in self.metrics("eval/mean", "record")}
+        query = sa.select(metric_table.c.round, metric_table.c.value).order_by(
+            metric_table.c.round, metric_table.c.step
+        )
+        query = query.where(metric_table.c.name == "eval/mean", metric_table.c.phase == "record")
+        with self.read() as db:
+            return {row.round: row.value for row in db.execute(query)}
 
     # ------------------------------------------------------------------ checkpoints and videos
 
@@ -446,7 +591,10 @@ class Session:
 
     def trained_rounds(self) -> list[int]:
         """Rounds with a whole checkpoint, oldest first; START first of all."""
-        names = {p.name for p in (self.path / "checkpoints").glob("*.pt")}
+        try:
+            names = set(os.listdir(self.path / "checkpoints"))
+        except FileNotFoundError:
+            names = set()
         rounds = [int(m.group(1)) for n in names if (m := re.fullmatch(r"r(\d+)\.pt", n))]
         return ([START] if "start.pt" in names else []) + sorted(rounds)
 
@@ -470,7 +618,10 @@ class Session:
 
     def recorded(self, number: int) -> bool:
         """Whether the agent of this round was evaluated (its video is written before)."""
-        return any(m["round"] == number for m in self.metrics("eval/mean_length", "record"))
+        measured = (metric_table.c.name == "eval/mean_length", metric_table.c.phase == "record")
+        query = sa.select(sa.exists().where(metric_table.c.round == number, *measured))
+        with self.read() as db:
+            return bool(db.execute(query).scalar_one())
 
     def where(self) -> Where:
         """Derives from disk what the session has to do next.
@@ -483,25 +634,24 @@ class Session:
         plan, dropped = wishes.plan(number), max(wishes.dropped(number), default=NONE)
         if rounds and number >= rounds and plan is None:
             return Where(number - 1, 0, "finished" if self.recorded(number - 1) else "record", 0, 0)
-        pairs = self.pairs(number)
-        attempt = max((p.attempt for p in pairs), default=NONE)
-        batch = [p for p in pairs if p.attempt == attempt]
-        labeled = sum(p.choice is not None for p in batch)
+        batches = self.batches(number)
+        attempt = max(batches, default=NONE)
+        batch = batches.get(attempt, Counts(0, 0, 0))
         if plan is not None and plan.practice:
-            return Where(number, max(attempt, 0), "train_agent", len(batch), labeled)
-        if attempt <= dropped or not pairs:
+            return Where(number, max(attempt, 0), "train_agent", batch.pairs, batch.labeled)
+        if attempt <= dropped or not batches:
             return Where(number, max(attempt, dropped) + 1, "collect", 0, 0)
         for phase in ("train_agent", "train_reward"):
             if self.partial(number, phase).exists():
-                return Where(number, attempt, phase, len(batch), labeled)
+                return Where(number, attempt, phase, batch.pairs, batch.labeled)
         closed = wishes.closed(number, attempt)
-        if labeled < len(batch) and not closed:
-            return Where(number, attempt, "label", len(batch), labeled)
+        if batch.labeled < batch.pairs and not closed:
+            return Where(number, attempt, "label", batch.pairs, batch.labeled)
         # nothing to learn from: once, other clips are collected
         again = any(a not in wishes.dropped(number) for a in range(attempt))
-        if not again and not closed and not any(p.choice in ("left", "right") for p in pairs):
+        if not again and not closed and not any(b.decided for b in batches.values()):
             return Where(number, attempt + 1, "collect", 0, 0)
-        return Where(number, attempt, "train_reward", len(batch), labeled)
+        return Where(number, attempt, "train_reward", batch.pairs, batch.labeled)
 
     # ------------------------------------------------------------------ progress and the lock
 
@@ -552,30 +702,79 @@ class Session:
         return False
 
     def disk_bytes(self) -> int:
-        return sum(f.stat().st_size for f in self.path.rglob("*") if f.is_file())
+        return _bytes_below(self.path)
 
-    def summary(self) -> dict[str, Any]:
-        """What `rlhf-gym list` and the list of sessions show, JSON-able."""
+    def summary(self, disk: bool = True) -> dict[str, Any]:
+        """What `rlhf-gym list` and the list of sessions show, JSON-able.
+
+        Args:
+            disk: with `disk_bytes`, for which every file is looked at: seconds in a session of 100,000 pairs.
+        """
         where, config, wishes = self.where(), self.config, self.wishes()
-        pairs = self.pairs()
+        pairs, labels = self.count_pairs()
         with self.read() as db:
-            newest = db.execute(sa.select(sa.func.max(label_table.c.created))).scalar_one()
+            newest = db.execute(sa.select(label_table.c.created).order_by(label_table.c.id.desc()).limit(1)).scalar()
         return {
             "name": self.name,
             "title": wishes.title,
             "archived": wishes.archived,
             "env_id": config.env_id,
-            "goal": self.goal(),
+            "goal": config.goal if wishes.goal is None else wishes.goal,
             "labeler": config.labeler,
             "round": where.round,
             "phase": where.phase,
             "running": self.running(),
-            "labels": sum(p.choice is not None for p in pairs),
-            "pairs": len(pairs),
+            "labels": labels,
+            "pairs": pairs,
             "last_activity": max(newest or 0.0, (self.path / "session.db").stat().st_mtime),
             "true_returns": [{"round": r, "mean": v} for r, v in sorted(self.true_returns().items())],
-            "disk_bytes": self.disk_bytes(),
+            **({"disk_bytes": self.disk_bytes()} if disk else {}),
         }
+
+
+OF_LABEL = (
+    label_table.c.choice, label_table.c.strength, label_table.c.id.label("label_id"),
+    label_table.c.created.label("labeled"), label_table.c.response_ms,
+)  # fmt: skip
+SHOWN = (pair_table.c.round, pair_table.c.attempt, pair_table.c.position)  # the order in which pairs are shown
+
+
+def _with_label(until: int | None = None) -> sa.Join:
+    """Pairs joined with their current labels: of each pair the newest row, one look into the index on label.pair.
+
+    Args:
+        until: the newest label row that counts; None: all of them.
+    """
+    row = label_table.alias()
+    newest = sa.select(sa.func.max(row.c.id)).where(row.c.pair == pair_table.c.id)
+    if until is not None:
+        newest = newest.where(row.c.id <= until)
+    return pair_table.outerjoin(label_table, label_table.c.id == newest.correlate(pair_table).scalar_subquery())
+
+
+def _labeled_pairs(until: int | None = None) -> sa.Select[Any]:
+    """The columns of `Pair`."""
+    return sa.select(pair_table, *OF_LABEL).select_from(_with_label(until))
+
+
+def _of_batch(batch: tuple[int, int] | None) -> sa.ColumnElement[bool]:
+    """Whether a pair is of the batch (round, attempt)."""
+    if batch is None:
+        return sa.false()
+    return sa.and_(pair_table.c.round == batch[0], pair_table.c.attempt == batch[1])
+
+
+def _bytes_below(directory: str | Path) -> int:
+    """Of all files, some of which may go meanwhile."""
+    total = 0
+    with contextlib.suppress(FileNotFoundError), os.scandir(directory) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                total += _bytes_below(entry.path)
+            elif entry.is_file():
+                with contextlib.suppress(FileNotFoundError):
+                    total += entry.stat().st_size
+    return total
 
 
 def _insert(db: sa.Connection, table: sa.Table, row: Mapping[str, Any]) -> int:

@@ -79,6 +79,7 @@ metric_table = sa.Table(
     sa.Column("step", sa.Integer, primary_key=True),
     sa.Column("name", sa.String, primary_key=True),
     sa.Column("value", sa.Float, nullable=False),
+    sa.Index("ix_metric_name", "name", "round", "step"),  # a curve, in order
 )  # fmt: skip
 
 

@@ -242,6 +242,20 @@ def test_one_failed_part_fails_the_whole(checker, monkeypatch, capsys, code):
     assert last.endswith("failed: mypy" if code else "all passed")
 
 
+# scripts/bench/store.py
+
+
+def test_the_benchmark_of_a_large_session_measures(tmp_path, capsys):
+    bench = load(ROOT / "scripts" / "bench" / "store.py")
+    assert bench.main(["--pairs", "2000", "--times", "3", "--data-dir", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].startswith("2,000 pairs, 6,000 label rows")
+    rows = [line.split(" | ") for line in printed[4:]]
+    assert len(rows) == 17
+    assert all(float(median) > 0 for _, _, median, *_ in rows)
+    assert list(tmp_path.iterdir()) == []  # nothing stays
+
+
 # the pins
 
 

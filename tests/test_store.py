@@ -794,3 +794,56 @@ def test_the_newest_picture(session: Session) -> None:
     newest = session.newest_picture()
     assert newest is not None
     assert newest.sheet == "1-1.png"
+
+
+# ---------------------------------------------------------------------------------------------- many pairs
+
+
+def test_a_session_from_before_an_index_gets_it(tmp_path: Path) -> None:
+    session = store.create_session(tmp_path, "old", Config(env_id="CartPole-v1"))
+
+    def indexes() -> set[str]:
+        with session.read() as db:
+            return set(db.execute(sa.text("SELECT name FROM sqlite_master WHERE type = 'index'")).scalars())
+
+    all_of_them = indexes()
+    assert "ix_metric_name" in all_of_them
+    with session.write() as db:
+        db.execute(sa.text("DROP INDEX ix_metric_name"))
+    session.close()
+    session = store.open_session(tmp_path, "old")
+    assert indexes() == all_of_them
+    session.close()
+
+
+def test_what_another_process_wished_is_seen_at_once(tmp_path: Path) -> None:
+    mine = store.create_session(tmp_path, "both", Config(env_id="CartPole-v1"))
+    theirs = store.open_session(tmp_path, "both")
+    for text in ("one", "two"):
+        theirs.add_event("goal", 0, text=text)
+        assert mine.wishes().goal == text
+        before = mine.wishes()
+    mine.add_event("goal", 0, text="three")
+    assert (theirs.wishes().goal, before.goal) == ("three", "two")
+    mine.close()
+    theirs.close()
+
+
+def test_no_query_of_one_batch_reads_all_labels(tmp_path: Path) -> None:
+    """Whatever concerns one batch looks its labels up by index."""
+    session = store.create_session(tmp_path, "plan", Config(env_id="CartPole-v1"))
+    asked: list[tuple[str, Any]] = []
+    sa.event.listen(session.engine, "before_cursor_execute", lambda c, cur, sql, args, *_: asked.append((sql, args)))
+    session.pairs(0, 0)
+    session.batches(0)
+    session.unlabeled(0, 0, 1, 20)
+    session.last_labeled_pair(0, 0)
+    session.recorded(0)
+    session.true_returns()
+    queries = asked.copy()
+    assert len(queries) == 6
+    with session.read() as db:
+        for sql, args in queries:
+            plan = [row.detail for row in db.exec_driver_sql(f"EXPLAIN QUERY PLAN {sql}", args)]
+            assert not [line for line in plan if line.startswith("SCAN") and "CONSTANT" not in line], plan
+    session.close()

@@ -153,7 +153,11 @@ def create_app(
     @app.get("/", response_class=HTMLResponse, include_in_schema=False)
     def list_page(request: Request) -> Response:
         data_dir = sessions.data_dir
-        context = {"sessions": sessions.summaries(), "data_dir": data_dir, "trash": data_dir.resolve() / store.TRASH}
+        context = {
+            "sessions": sessions.summaries(disk=False),
+            "data_dir": data_dir,
+            "trash": data_dir.resolve() / store.TRASH,
+        }
         return templates.TemplateResponse(request, "sessions.html", context)
 
     @app.get("/s/{session}", response_class=HTMLResponse, include_in_schema=False)

@@ -85,47 +85,31 @@ def label_history(
 
     Of the batch that is being labeled only labeled pairs, and none is marked as a repeat.
     """
-    everything = judge_pairs(found)
-    asked = [
-        j
-        for j in everything
-        if (round is None or j.pair.round == round)
-        and (choice is None or j.pair.choice == (None if choice == "none" else choice))
-        and (kind is None or (j.pair.kind == kind and not j.open))
-    ]
-    page = sort_pairs(asked, order)[offset : offset + limit]
-    return History(
-        total=len(asked),
-        slips=sum(j.slip for j in asked),
-        slip_below=SLIP_BELOW,
-        rounds=sorted({j.pair.round for j in everything}),
-        judge=max((j.opinion.round for j in everything if j.opinion), default=None),
-        pairs=show_judged(found.session, page),
-    )
-
-
-def judge_pairs(found: Found) -> list[Judged]:
-    """Every pair that may be looked at, in the order they were shown."""
     session = found.session
-    pairs, opinions = session.pairs(), session.opinions()  # before the state, lest a batch that begins now slips in
-    forgotten, state = session.wishes().forgotten, found.state()
+    last_pair = session.last_pair_id()  # before the state, lest a batch that begins now slips in
+    forgotten, judge, state = session.wishes().forgotten, session.judge(), found.state()
     labeling = (state.round, state.attempt) if "label" in (state.phase, state.view) else None
-    return [
-        Judged(p, is_open, p.choice is None or (p.label_id or 0) > forgotten, opinions.get(p.id))
+    total, slips, pairs = session.look_back(
+        last_pair, labeling, SLIP_BELOW, round=round, choice=choice, kind=kind, order=order, offset=offset, limit=limit
+    )
+    opinions = session.opinions([p.id for p in pairs])
+    page = [
+        Judged(
+            p,
+            open=(p.round, p.attempt) == labeling,
+            counts=p.choice is None or (p.label_id or 0) > forgotten,
+            opinion=opinions.get(p.id),
+        )
         for p in pairs
-        if not (is_open := (p.round, p.attempt) == labeling) or p.choice is not None
     ]
-
-
-def sort_pairs(judged: Sequence[Judged], order: Order) -> list[Judged]:
-    """By when the pairs were shown, not when they were labeled: a label that changes leaves its place alone."""
-    if order == "oldest":
-        return list(judged)
-    newest = list(reversed(judged))
-    if order == "newest":
-        return newest
-    likely = [j for j in newest if j.counts and j.p_said is not None]
-    return sorted(likely, key=lambda j: j.p_said or 0.0) + [j for j in newest if not j.counts or j.p_said is None]
+    return History(
+        total=total,
+        slips=slips,
+        slip_below=SLIP_BELOW,
+        rounds=session.rounds_shown(last_pair, labeling),
+        judge=judge,
+        pairs=show_judged(session, page),
+    )
 
 
 def show_judged(session: store.Session, page: Sequence[Judged]) -> list[Remembered]:

@@ -91,7 +91,7 @@ def spread(items: Sequence[int], count: int) -> list[int]:
 
 def count_labels(session: Session) -> LabelCount:
     """By the time at which a pair got the label that stands."""
-    times = sorted(p.labeled for p in session.pairs() if p.choice is not None and p.labeled is not None)
+    times = session.label_times()
     kept = thin([0] * len(times))
     return LabelCount(times=[times[i] for i in kept], counts=[i + 1 for i in kept])
 

@@ -227,9 +227,9 @@ class Open:
                 self._running = (time.monotonic(), answer)
             return answer
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self, disk: bool) -> dict[str, Any]:
         with self._lock:
-            summary = self.session.summary()
+            summary = self.session.summary(disk)
             self._running = (time.monotonic(), summary["running"])
         picture = self.session.newest_picture()
         version = picture and picture_version(self.session, picture)
@@ -296,12 +296,12 @@ class Sessions:
         where = "" if self.data_dir == Path("data") else f" --data-dir {shlex.quote(str(self.data_dir))}"
         return f"{program()} resume {name}{where}"
 
-    def summaries(self) -> list[dict[str, Any]]:
+    def summaries(self, disk: bool = True) -> list[dict[str, Any]]:
         """`Session.summary` of each, newest first; of one that cannot be read, its name and the reason."""
         rows: list[dict[str, Any]] = []
         for name in store.session_names(self.data_dir):
             try:
-                rows.append(self.open(name).summary())
+                rows.append(self.open(name).summary(disk))
             except (UserError, sqlalchemy.exc.DatabaseError, OSError, LookupError, ValueError, TypeError) as error:
                 if (self.data_dir / name).is_dir():  # else it was deleted this moment
                     rows.append({"name": name, "error": str(error).partition("\n")[0]})
@@ -367,15 +367,14 @@ def read_consistency(session: Session, where: store.Where) -> Consistency | None
     elif where.phase in ("record", "finished"):
         attempt = 0
     if not attempt:
-        attempt = max((p.attempt for p in session.pairs(number)), default=0)
+        attempt = max(session.newest_attempt(number), 0)
     agreed, repeats = session.consistency(number, attempt)
     return Consistency(round=number, agreed=agreed, repeats=repeats) if repeats else None
 
 
 def read_recent(session: Session, limit: int) -> list[Labeled]:
     """The pairs that were labeled last, oldest first, each with its label."""
-    labeled = [p for p in session.pairs() if p.choice is not None]
-    newest = sorted(labeled, key=lambda p: p.label_id or 0)[-limit:]
+    newest = list(reversed(session.recently_labeled(limit)))
     shown = zip(newest, show_pairs(session, newest), strict=True)
     return [
         Labeled.model_validate(
@@ -415,16 +414,15 @@ def read_batch(session: Session, after: int | None, limit: int) -> Batch:
     """The next unlabeled pairs of the batch that is being labeled; none in any other phase."""
     last_label = session.last_label_id()  # first, so that what follows knows at least of that one
     where = session.where()
-    pairs = session.pairs(where.round, where.attempt)
-    start = next((p.position for p in pairs if p.id == after), -1)
-    todo = [p for p in pairs if p.choice is None and p.position > start] if where.phase == "label" else []
+    batch = session.batches(where.round).get(where.attempt, store.Counts(0, 0, 0))
+    todo = session.unlabeled(where.round, where.attempt, after, limit) if where.phase == "label" else []
     return Batch(
         round=where.round,
         attempt=where.attempt,
-        total=len(pairs),
-        labeled=sum(p.choice is not None for p in pairs),
+        total=batch.pairs,
+        labeled=batch.labeled,
         last_label=last_label,
-        pairs=show_pairs(session, todo[:limit]),
+        pairs=show_pairs(session, todo),
     )
 
 
@@ -453,8 +451,9 @@ def sheet_path(session: Session, clip: store.Clip) -> Path | None:
     """Where the sheet lies; None where there is none, or where the row points out of the session."""
     if clip.sheet is None:
         return None
-    path = (session.path / clip.sheet).resolve()
-    return path if path.is_relative_to(session.path.resolve()) and path.is_file() else None
+    root = os.path.realpath(session.path)  # pathlib's takes twice as long, and a batch has many clips
+    path = os.path.realpath(os.path.join(root, clip.sheet))
+    return Path(path) if path.startswith(root + os.sep) and os.path.isfile(path) else None
 
 
 def sheet_version(session: Session, clip: store.Clip) -> str | None:
