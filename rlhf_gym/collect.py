@@ -116,7 +116,8 @@ class Cutter:
     """Cuts one environment's steps into segments of `steps` steps, with random gaps between them.
 
     A segment never spans a reset (unless resets are hidden). If the episode terminates inside it, the terminal
-    observation is held to the end as absorbing steps; if it is truncated there, the segment is dropped.
+    observation is held to the end as absorbing steps; if it is truncated there, the segment is dropped. One that ends
+    before half its length begins earlier instead, as far as the episode and the gap go: nobody can judge two frames.
     """
 
     steps: int
@@ -124,6 +125,7 @@ class Cutter:
     hide: bool
     rng: np.random.Generator
     actions: list[np.ndarray] = field(default_factory=list)  # of the episode so far
+    before: list[tuple[Any, ...]] = field(default_factory=list)  # the same of the episode's steps just before it
     taken: list[tuple[Any, ...]] = field(default_factory=list)  # obs, action, reward, info of the open segment
     frames: list[np.ndarray] = field(default_factory=list)
     prefix: list[np.ndarray] = field(default_factory=list)
@@ -133,7 +135,7 @@ class Cutter:
     first_seed: int = 0  # of the episode the open segment began in
 
     def begin(self) -> None:
-        self.taken, self.frames = [], []
+        self.before, self.taken, self.frames = [], [], []
         self.wait = int(self.rng.integers(0, self.gap + 1))
 
     def reset(self, seed: int) -> None:
@@ -155,6 +157,7 @@ class Cutter:
         """Takes one step; returns a segment when one is complete."""
         if not self.open():
             self.wait -= 1
+            self.before.append((obs, action, reward, info))
         else:
             if not self.taken:
                 self.prefix, self.resets, self.first_seed = list(self.actions), {}, self.seed
@@ -163,6 +166,10 @@ class Cutter:
         ended = terminated and not self.hide and bool(self.taken)
         if len(self.taken) < self.steps and not ended:
             return None
+        if ended and not self.frames:  # what was filmed cannot begin earlier
+            earlier = max(0, min(-(-self.steps // 2) - len(self.taken), len(self.before)))
+            self.taken = self.before[len(self.before) - earlier :] + self.taken
+            self.prefix = self.prefix[: len(self.prefix) - earlier]
         candidate = self.finish(final_obs)
         self.begin()
         return candidate
@@ -219,8 +226,7 @@ def gather(
                 if isinstance(vec, FilmedEnvs) and ended:
                     cutter.frames.append(vec.last_frame)
                 ends = (step.final_obs[i], terminated, truncated)
-                info_of_step = step.info_of(i) if cutter.open() else {}
-                found = cutter.add(obs[i], actions[i], float(step.rewards[i]), info_of_step, *ends)
+                found = cutter.add(obs[i], actions[i], float(step.rewards[i]), step.info_of(i), *ends)
                 if found is not None:
                     candidates.append(found)
                     report(min(len(candidates), count), count)

@@ -157,6 +157,19 @@ def test_clips_cut_off_by_truncation_are_dropped_and_never_padded():
     assert all(c.prefix == [] for c in whole)
 
 
+def test_a_clip_that_ends_early_begins_earlier():
+    """Episodes of 12 steps, clips of 20: at least half of each is there to be seen, and it is that part of the episode."""
+    snapshot, config, _ = made(env_kwargs={"life": 12})
+    candidates = gathered(snapshot, 40, 20)
+    live = [int((~c.segment.absorbing).sum()) for c in candidates]
+    assert min(live) == 10
+    assert max(live) == 12
+    for c, n in zip(candidates, live, strict=True):
+        assert c.segment.observations[:n, 0].tolist() == list(range(len(c.prefix), len(c.prefix) + n))
+        assert len(c.prefix) + n == 12
+    assert collect.play_again(candidates, config, 1, True, lambda *_: None)  # seed and actions give the same again
+
+
 def test_hidden_ends_are_ordinary_steps():
     snapshot, _, _ = made(env_kwargs={"life": 7}, episode_ends="hide")
     candidates = gathered(snapshot, 30, 10)
