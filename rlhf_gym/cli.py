@@ -464,7 +464,7 @@ def print_table(sessions: list[dict[str, Any]]) -> None:
             say(f"rlhf-gym: {s['error']}")
             continue
         returns = " → ".join(f"{r['mean']:.4g}" for r in s["true_returns"][-4:])
-        phase = s["phase"] if s["running"] or s["phase"] == "finished" else f"{s['phase']} (paused)"
+        phase = s["phase"] if s["running"] or s["phase"] == "finished" else f"{s['phase']} (not running)"
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(s["last_activity"]))
         disk = f"{s['disk_bytes'] / 1e6:.0f} MB"
         name = f"{s['name']}  {escape(s['title'])}" if s["title"] else s["name"]

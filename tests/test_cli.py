@@ -54,7 +54,9 @@ def session(cwd: Path) -> Iterator[Session]:
 
 
 def files_in(directory: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(directory)): p.read_bytes() for p in directory.rglob("*") if p.is_file()}
+    """Every file but SQLite's shared memory, which whoever opens the database writes to."""
+    files = [p for p in directory.rglob("*") if p.is_file() and not p.name.endswith("-shm")]
+    return {str(p.relative_to(directory)): p.read_bytes() for p in files}
 
 
 def refused(result: Result, *patterns: str) -> str:

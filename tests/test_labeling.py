@@ -252,7 +252,7 @@ def test_the_training_view_says_how_consistent_one_was(page: Any, serve: Any, ma
     for key in ("ArrowLeft", "ArrowLeft", "ArrowRight", "ArrowLeft"):
         assert "agreed" not in page.inner_text("body")
         press(page, key)
-    page.wait_for_selector("#consistency:has-text('You agreed with yourself in 1 of 2 repeats.')")
+    page.wait_for_selector("#consistency:has-text('you agreed with yourself in 1 of 2.')")
 
 
 # ---------------------------------------------------------------------------------------------- keys

@@ -61,7 +61,7 @@ def serve(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Callable[.
     yield start
     if "context" in request.fixturenames:  # what a page asks of a server that is gone is no problem of the page's
         for page in request.getfixturevalue("context").pages:
-            page.goto("about:blank")
+            page.close()
     for server in started:
         server.stop()
 
@@ -825,7 +825,7 @@ def test_help_and_closing_the_batch(page: Any, serve: Any, make_session: Any) ->
     page.wait_for_selector("#watch-view")
     assert loop.labels(0) == ["left", None, None]
     assert loop.session.where().phase == "train_reward"
-    assert page.inner_text("#now-title") == "Paused"
+    assert page.inner_text("#now-title") == "Not running"
     assert "rlhf-gym resume cartpole-1" in page.inner_text("#now-command")
 
 

@@ -189,7 +189,7 @@ def test_a_finished_session_goes_on(page: Any, serve: Any, make_session: Any) ->
     page.click("#watch-view [data-steer=more]")
     page.wait_for_selector("#toast:has-text('It happens when the session goes on')")
     assert loop.session.where().phase == "collect"
-    page.wait_for_selector("h1:has-text('Paused')")
+    page.wait_for_selector("h1:has-text('Not running')")
 
 
 # ---------------------------------------------------------------------------------------------- the two views
@@ -207,7 +207,7 @@ def test_the_dashboard_can_be_looked_at_while_pairs_wait(sized: Any, serve: Any,
         page.keyboard.press("ArrowLeft")
         page.wait_for_timeout(300)
         assert loop.labels(0) == [None] * 4  # keys judge only what is on screen
-        page.click("#views [data-to=label]")
+        page.click("#to-label")
         assert shown(page) == first
         press(page, "ArrowLeft")
         wait_for(lambda: loop.labels(0)[0] == "left")
@@ -273,3 +273,8 @@ def test_the_star_and_going_on_from_a_round_of_the_wall(sized: Any, serve: Any, 
         wait_for(lambda: session.where().phase == "collect")
         assert events(session, "plan") == [{"agent": -1, "practice": False, "attempt": 0}]
         page.wait_for_selector(".tile[data-round='0'] .back:visible")
+        assert "from the untrained agent" in page.locator("#round").text_content()
+        loop.collect(1, 2, attempt=1)
+        page.wait_for_selector("h1:has-text('2 pairs wait for you')")  # who chose the dashboard stays there
+        page.click("#to-label")
+        shown(page)

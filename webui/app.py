@@ -156,6 +156,7 @@ def create_app(
         context = {
             "sessions": sessions.summaries(disk=False),
             "data_dir": data_dir,
+            "start": sessions.command("run CartPole-v1"),
             "trash": data_dir.resolve() / store.TRASH,
         }
         return templates.TemplateResponse(request, "sessions.html", context)

@@ -288,13 +288,14 @@ class Sessions:
                 return known[1]
             if known is not None:  # deleted, or another one of that name
                 self._open.pop(name)[1].session.close()
-            opened = Open(store.open_session(self.data_dir, name), self.resume_command(name))
+            opened = Open(store.open_session(self.data_dir, name), self.command(f"resume {name}"))
             self._open[name] = (inode, opened)
             return opened
 
-    def resume_command(self, name: str) -> str:
+    def command(self, words: str) -> str:
+        """A command line of ours over this data directory, to be pasted into a terminal."""
         where = "" if self.data_dir == Path("data") else f" --data-dir {shlex.quote(str(self.data_dir))}"
-        return f"{program()} resume {name}{where}"
+        return f"{program()} {words}{where}"
 
     def summaries(self, disk: bool = True) -> list[dict[str, Any]]:
         """`Session.summary` of each, newest first; of one that cannot be read, its name and the reason."""

@@ -150,7 +150,7 @@ export class KeyList {
     for (const radio of document.getElementsByName("key-set")) radio.checked = radio.value === this.#keys.set;
     document.getElementById("usual-keys").hidden = !this.#keys.changedByHand;
     for (const cap of document.querySelectorAll("kbd[data-key]")) cap.textContent = this.#keys.cap(cap.dataset.key);
-    for (const button of document.querySelectorAll("button[data-title]")) {
+    for (const button of document.querySelectorAll("button[data-title][data-key]")) {
       button.title = `${button.dataset.title} (${this.#keys.cap(button.dataset.key)})`;
     }
   }

@@ -10,6 +10,7 @@ import { Offer } from "./offer.js";
 import { Pace } from "./pace.js";
 
 export const SETTLE_MS = 150; // a pair that has only just appeared cannot have been judged
+const HELD_MS = 450; // a finger that stays so long on a side says much better
 const AHEAD = 3; // pairs whose sheets are decoded ahead
 const FETCH = 100; // pairs asked for at once: only where their sheets lie, no pictures
 const AGAIN_MS = 1000;
@@ -39,6 +40,7 @@ export class Labeling {
   #strip;
   #aheadTimer = null;
   #fitted = ""; // the size of the frames that there is room for
+  #pressed = 0; // when a finger came down
   #changing = null; // the entry of the strip that is judged anew
   #hidden = { since: null, passed: 0 }; // ms that the pair on screen was not to be seen
 
@@ -368,12 +370,14 @@ export class Labeling {
       const button = event.target.closest("button");
       if (!button) return;
       if (event.detail) button.blur(); // clicked, not pressed: Space shall pause, not choose again
-      if (button.dataset.choice) this.choose(button.dataset.choice, event.shiftKey);
+      const held = event.timeStamp - this.#pressed > HELD_MS && event.pointerType === "touch";
+      if (button.dataset.choice) this.choose(button.dataset.choice, event.shiftKey || held);
       else if (button.id === "undo") this.undo();
       else if (button.id === "play") this.act("play");
       else if (button.dataset.speed) this.#player.speed = Number(button.dataset.speed);
       this.#playing();
     });
+    this.#view.addEventListener("pointerdown", (event) => (this.#pressed = event.timeStamp));
     this.#view.addEventListener("animationend", (event) => event.target.classList.remove("flash", "strong"));
     this.#scrub.addEventListener("input", () => {
       this.#player.pause();

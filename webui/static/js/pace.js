@@ -3,6 +3,7 @@
 import { duration, median } from "./format.js";
 
 const OVER = 10; // the pace is the median over that many labels
+const FEWEST = 3; // the first ones take longer: one still finds one's way
 
 export class Pace {
   #seconds = [];
@@ -16,7 +17,7 @@ export class Pace {
     const left = Math.max(total - labeled, 0);
     if (!left) return [`${total} of ${total}`];
     const parts = [`${Math.min(labeled + 1, total)} of ${total}`];
-    if (this.#seconds.length) {
+    if (this.#seconds.length >= FEWEST) {
       const pace = median(this.#seconds);
       parts.push(`about ${duration(left * pace)} left`, `${pace.toFixed(1)} s a label`);
     }

@@ -56,7 +56,7 @@ const tour = new Tour();
 const keys = new Keys(() => keyList.paint());
 const keyList = new KeyList(keys);
 let dashboard = null; // loaded when it is first looked at
-let looking = false; // at the dashboard, though pairs wait for labels
+let looking = false; // at the dashboard by choice, even when pairs wait for labels
 let batch = null; // the newest that was to be labeled, as far as we have seen
 let first = true;
 
@@ -68,7 +68,6 @@ function show(next) {
   const before = app.dataset.view;
   state = next;
   const wanted = state.view === "label";
-  if (!wanted) looking = false;
   const judging = wanted && !looking;
   app.dataset.view = judging ? "label" : wanted ? "dashboard" : state.view;
   $("views").hidden = !wanted;
@@ -79,7 +78,9 @@ function show(next) {
   $("idle").hidden = !judging || state.running;
   $("idle").querySelector("code").textContent = state.resume;
   $("close-batch").hidden = !judging || !state.labeled;
-  $("round").textContent = state.round < 0 ? "start" : `round ${state.round}`;
+  const from = state.base < 0 ? "the untrained agent" : `round ${state.base}`;
+  const back = state.base !== state.trained.at(-1) ? `, from ${from}` : "";
+  $("round").textContent = (state.round < 0 ? "start" : `round ${state.round}`) + back;
   goal.show(state.goal);
   wheel.show(state);
   if (judging) {
@@ -90,7 +91,10 @@ function show(next) {
     labeling.leave();
     watch.show(state);
     showDashboard();
-    if (before === "label") watch.enter();
+    if (before === "label") {
+      watch.enter();
+      if (!wanted) $("watch-view").scrollTop = 0; // not by choice: what happens now comes first
+    }
   }
   callBack(wanted ? `${state.round}-${state.attempt}` : null);
   calls.offer(state.view === "train" && state.labeler === "human");
@@ -116,7 +120,7 @@ function callBack(ready) {
 
 function titleOf({ view, phase, labeled, pairs, progress }) {
   if (view === "label") return `${calls.calling ? "● " : ""}Label ${pairs - labeled} more`;
-  if (view === "paused") return "Paused";
+  if (view === "paused") return "Not running";
   if (view === "finished") return "Finished";
   const share = Watch.share(state);
   const doing = { collect: "Collecting", record: "Recording" }[progress?.phase || phase] ?? "Training";
@@ -146,6 +150,10 @@ $("views").addEventListener("click", (event) => {
   const to = event.target.closest("button")?.dataset.to;
   if (!to) return;
   looking = to === "dashboard";
+  show(state);
+});
+$("to-label").addEventListener("click", () => {
+  looking = false;
   show(state);
 });
 $("menu-button").addEventListener("click", () => menu.showModal());

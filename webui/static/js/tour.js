@@ -5,7 +5,7 @@ const STEPS = [
   { at: null, title: "First, what it does untaught", says: "This is the agent before anyone has taught it anything.", video: true },
   { at: ".goal-line", title: "You have something in mind", says: "Write it down here, for yourself: the agent never reads it. It learns from your choices alone." },
   { at: "#stage", title: "Two clips, one question", says: "Which of the two comes closer to what you want? Judge what you see, not what you think it meant." },
-  { at: ".choices", title: "Say so", says: "With a key, a button, or a swipe towards the better one. Shift with an arrow key means much better. Equal and can’t tell are honest answers, too." },
+  { at: ".choices", title: "Say so", says: "With a key, a button, or a swipe towards the better one. Shift with an arrow key, or a finger that stays on the button, means much better. Equal and can’t tell are honest answers, too." },
   { at: ".transport", title: "Look closely", says: "Pause, slow down, go frame by frame: both clips always show the same moment." },
   { at: ".strip, #undo", title: "Nothing is final", says: "Undo goes back step by step. Your last ten judgements stay below: click one to change it." },
   { at: ".topbar", title: "Then it learns", says: "After the last pair the agent trains by itself and comes back with new clips. Leave whenever you like: every label is saved at once." },

@@ -31,6 +31,7 @@ export class Watch {
   #before = new Film($("before"));
 
   show(state) {
+    $("to-label").hidden = state.view !== "label";
     const progress = state.view === "train" ? state.progress : null;
     const phase = progress && progress.phase in TITLES && progress.phase !== "label" ? progress.phase : state.phase;
     for (const step of $("steps").children) {
@@ -61,7 +62,7 @@ export class Watch {
       this.#say(left === 1 ? "One pair waits for you" : `${left} pairs wait for you`, lead);
       this.#command(state.running ? "" : state.resume);
     } else if (state.view === "paused") {
-      this.#say("Paused", `Nothing is lost. Next comes ${NEXT[phase]}; this makes it go on:`);
+      this.#say("Not running", `Nothing is lost. Next comes ${NEXT[phase]}. This, in a terminal, makes it go on:`);
       this.#command(state.resume);
     } else {
       const paused = progress?.paused && "You paused it. It goes on where it was as soon as you say so.";
@@ -112,8 +113,8 @@ export class Watch {
     $("consistency").hidden = !consistency;
     if (!consistency) return;
     const { agreed, repeats } = consistency;
-    $("consistency").textContent =
-      `You agreed with yourself in ${agreed} of ${repeats} ${repeats === 1 ? "repeat" : "repeats"}.`;
+    const came = repeats === 1 ? "One pair came a second time" : `${repeats} pairs came a second time`;
+    $("consistency").textContent = `${came}, sides swapped: you agreed with yourself in ${agreed} of ${repeats}.`;
   }
 
   /** While it is trained: the agent as it is now, beside the round before. Else the newest there is. */

@@ -7,7 +7,7 @@ import { post } from "./outbox.js";
 const WORDS = {
   pause: { says: "Pause", hint: "Holds the training until you go on" },
   continue: { says: "Go on", hint: "The training goes on" },
-  longer: { says: "Train longer", hint: "As many steps again, on the same reward model", toast: "It trains longer." },
+  longer: { says: "Train longer", hint: "As many steps again, on the same reward model", toast: "It trains on for as many steps again." },
   anew: {
     says: "Start the agent anew",
     hint: "For an agent that is stuck: an untrained one learns from the reward model there is",
@@ -22,7 +22,7 @@ const WORDS = {
   back: {
     says: "Go on from here",
     hint: "The next round begins with this agent",
-    sure: "New clips will show this agent, and the next round trains it on. Your labels keep counting, later agents are kept.",
+    sure: "New clips of this agent take the place of those that wait, and the next round trains it on. Your labels keep counting, later agents are kept.",
   },
 };
 const TRAINING = ["train_reward", "train_agent"];
