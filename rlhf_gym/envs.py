@@ -86,6 +86,9 @@ def require_render(config: Config) -> None:
 # --- many side by side ------------------------------------------------------------------------------------------
 
 
+KEPT = "Nothing of the session is lost: mend the environment, then resume."
+
+
 class Envs:
     """N environments, reset as soon as an episode ends, each episode with a seed of its own.
 
@@ -162,7 +165,14 @@ class Loop:
         for i, (env, action) in enumerate(zip(self.envs, self.envs[0].native(actions), strict=True)):
             obs[i], rewards[i], terminated[i], truncated[i], info = env.step(action)
             infos.append(info)
+        self._refuse_nan(obs)
         return obs, rewards, terminated, truncated, infos
+
+    def _refuse_nan(self, obs: np.ndarray) -> None:
+        """An agent that learns from NaN is lost for good."""
+        if obs.dtype == np.float32 and np.isnan(obs).any():
+            i = int(np.isnan(obs).reshape(len(obs), -1).any(1).argmax())
+            raise UserError(f"{self.envs[i].id} gave an observation with NaN in it: {obs[i]}. {KEPT}")
 
     def restart(self, obs: np.ndarray, ended: np.ndarray, seeds: np.ndarray) -> np.ndarray:
         obs = obs.copy()
@@ -311,8 +321,15 @@ class GymEnv:
         return self._stack
 
     def step(self, action: Any) -> tuple[np.ndarray, Any, bool, bool, dict[str, Any]]:
-        """The observation is only valid until the next call, and may be of another precision: copy it."""
-        raw, reward, terminated, truncated, info = self._env.step(action)
+        """The observation is only valid until the next call, and may be of another precision: copy it.
+
+        Raises:
+            UserError: the environment raised.
+        """
+        try:
+            raw, reward, terminated, truncated, info = self._env.step(action)
+        except Exception as error:  # code that is not ours
+            raise UserError(f"{self.id} failed in step({action!r}): {said(error)}. {KEPT}") from error
         if self._stack is None:
             return raw if self._plain else self._vector(raw), reward, terminated, truncated, info
         self._stack[:-1] = self._stack[1:]

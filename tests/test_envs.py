@@ -42,8 +42,13 @@ class Strange(gymnasium.Env):
     def step(self, action):
         self.t += 1
         self.actions.append(action)
+        if self.fail == "step" and self.t == 3:
+            raise ZeroDivisionError("the wind has turned\nand more")
         info = {"t": self.t, "words": "x", "array": np.ones(2), "np": np.float32(0.5)}
-        return self.observation_space.sample(), self.reward, bool(self.end and self.t >= self.end), False, info
+        obs = self.observation_space.sample()
+        if self.fail == "nan" and self.t == 3:
+            obs[-1] = math.nan
+        return obs, self.reward, bool(self.end and self.t >= self.end), False, info
 
     def render(self):
         frame = np.zeros((40, 60, 3), np.uint8)
@@ -187,6 +192,26 @@ def test_arrays_are_the_callers_to_keep():
             copies += [step.obs.copy(), step.final_obs.copy(), step.rewards.copy()]
         assert all(map(np.array_equal, kept, copies)), env_id
         vec.close()
+
+
+@pytest.mark.parametrize(
+    ("fail", "says"),
+    [
+        (
+            "step",
+            r"test/Strange-v0 failed in step\(.*0.*\): ZeroDivisionError: the wind has turned\. Nothing of the session",
+        ),
+        ("nan", r"test/Strange-v0 gave an observation with NaN in it: \[.* nan\]\. Nothing of the session is lost"),
+    ],
+)
+def test_an_environment_that_fails_is_told_in_a_sentence(fail: str, says: str) -> None:
+    vec = envs.Envs(strange(fail=fail), 2, (0,))
+    vec.reset()
+    for _ in range(2):
+        vec.step(np.zeros(2, np.int64))
+    with pytest.raises(UserError, match=says):
+        vec.step(np.zeros(2, np.int64))
+    vec.close()
 
 
 def test_rewards_pass_untouched_even_nan():

@@ -368,6 +368,11 @@ def test_the_persons_own_keys_judge_here_too(page: Any, serve: Any, make_session
     wait_for(lambda: loop.labels(0)[1] == "equal")
     page.keyboard.press("q")  # undo
     wait_for(lambda: loop.labels(0)[1] == "right")
+    page.keyboard.press("Escape")
+    page.wait_for_selector("#replay", state="hidden")
+    page.keyboard.press("?")  # the list of keys and the replay's buttons do not mix
+    page.get_by_text("Arrow keys").click()
+    page.keyboard.press("Escape")
 
 
 def test_a_key_in_a_replay_never_labels_the_pair_of_the_batch(page: Any, serve: Any, make_session: Any) -> None:

@@ -284,9 +284,11 @@ def test_a_session_is_deleted_after_one_question(
     page.keyboard.press("Enter")  # what a hasty Enter does
     page.wait_for_selector("#delete", state="hidden")
     with loop.session.lock():
-        choose(page, "cartpole-1", "delete")
-        page.click("#delete .danger")
-        page.wait_for_selector("#toast:has-text('is running: stop it')")
+        page.wait_for_selector("[data-session=cartpole-1] [data-do=delete]:disabled", state="attached")
+        page.click("#more-cartpole-1")
+        assert page.inner_text("[data-session=cartpole-1] [data-do=delete]") == "Delete (stop it first)"
+        page.keyboard.press("Escape")
+    page.wait_for_selector("[data-session=cartpole-1] [data-do=delete]:enabled", state="attached")
     choose(page, "cartpole-1", "delete")
     page.click("#delete .danger")
     page.wait_for_selector("[data-session=cartpole-1]", state="detached")
