@@ -286,7 +286,7 @@ NEEDS_ONLY = {
     "spec": {"config"},
     "atari": {"config", "spec"},
     "envs": {"atari", "config", "spec"},
-    "labels": {"segments", "store"},
+    "labels": {"config", "segments", "store"},
     "labelers": {"config", "segments", "store"},
     "monitor": {"control", "store"},
     "train": {"config", "envs", "episodes", "labels"},

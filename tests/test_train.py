@@ -279,16 +279,15 @@ def test_a_clips_reward_is_the_sum_of_ppos_rewards_over_the_same_steps(env_id):
 
     cutter = Cutter(16, 5, False, np.random.default_rng(0))
     cutter.reset(0)
-    segments, expected, ended, begin = {}, {}, 0, 0
+    segments, expected, ended = {}, {}, 0
     for t, (actions, step) in enumerate(vec.steps):
-        if cutter.open() and not cutter.taken:
-            begin = t
         obs = roll.obs[t, 0].numpy()
         found = cutter.add(
             obs, actions[0], 0.0, {}, step.final_obs[0], bool(step.terminated[0]), bool(step.truncated[0])
         )
         if found is not None:
             missing = int(found.segment.absorbing.sum())
+            begin = t + 1 - (16 - missing)
             ended += missing
             expected[len(segments)] = float(rewards[begin : t + 1].sum()) + missing * model.absorbing_reward()
             segments[len(segments)] = found.segment
