@@ -22,7 +22,7 @@ export class Tile {
       onSeek(time);
       if (this.loaded) seekTo(this.video, time);
     });
-    this.video.addEventListener("timeupdate", () => this.trace.time(this.video.currentTime));
+    this.video.addEventListener("timeupdate", () => this.video.seeking || this.trace.time(this.video.currentTime));
     this.video.addEventListener("loadedmetadata", () => this.trace.length(this.video.duration));
     const head = document.createElement("div");
     const actions = document.createElement("span");
