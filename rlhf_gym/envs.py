@@ -304,17 +304,16 @@ class GymEnv:
         return np.clip(actions.reshape(-1, *space.shape).astype(space.dtype), space.low, space.high)
 
     def reset(self, seed: int) -> np.ndarray:
-        if self._reset_before:
-            if not self._forgets:
-                self._env.close()
-                self._env = self._make()
+        if self._reset_before and not self._forgets:
+            self._env.close()
+            self._env = self._make()
+        try:
             raw, _ = self._env.reset(seed=seed)
-        else:
-            try:
-                raw, _ = self._env.reset(seed=seed)
-            except Exception as error:
+        except Exception as error:  # code that is not ours
+            if not self._reset_before:
                 raise UserError(f"{self.id} failed at its first reset(seed={seed}): {said(error)}") from error
-            self._reset_before = True
+            raise UserError(f"{self.id} failed in reset(seed={seed}): {said(error)}. {KEPT}") from error
+        self._reset_before = True
         if self._stack is None:
             return self._vector(raw)
         self._stack[:] = self._image(raw)

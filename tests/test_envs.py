@@ -32,6 +32,8 @@ class Strange(gymnasium.Env):
             raise ValueError("the moon is full\nand more")
 
     def reset(self, *, seed=None, options=None):
+        if self.fail == "later reset" and hasattr(self, "t"):
+            raise RuntimeError("once is enough")
         if self.fail == "reset":
             raise RuntimeError("no reset today")
         super().reset(seed=seed)
@@ -211,6 +213,15 @@ def test_an_environment_that_fails_is_told_in_a_sentence(fail: str, says: str) -
         vec.step(np.zeros(2, np.int64))
     with pytest.raises(UserError, match=says):
         vec.step(np.zeros(2, np.int64))
+    vec.close()
+
+
+def test_a_later_reset_that_fails_is_told_too() -> None:
+    vec = envs.Envs(strange(fail="later reset", end=2), 1, (0,))
+    vec.reset()
+    with pytest.raises(UserError, match=r"failed in reset\(seed=\d+\): RuntimeError: once is enough\. Nothing of"):
+        for _ in range(2):
+            vec.step(np.zeros(1, np.int64))
     vec.close()
 
 
