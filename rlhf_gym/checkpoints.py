@@ -5,7 +5,6 @@ Files hold tensors, numbers and strings alone, so that reading one never runs co
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 from dataclasses import asdict, dataclass
@@ -15,13 +14,12 @@ from typing import Any
 import torch
 
 from rlhf_gym import config as cfg
-from rlhf_gym import store
 from rlhf_gym.atari import score_regions
 from rlhf_gym.config import Config, UserError
 from rlhf_gym.envs import EnvInfo, Envs
+from rlhf_gym.files import seal, sealed, unseal, write_atomic
 from rlhf_gym.train import Agent, RewardModel, rollout, seed_from
 
-MARK = b"rlhf-gym sha256 "  # then 32 bytes, at the end of a file: torch itself takes most flipped bits for weights
 PHASE_SEED = {"start": 0, "train_reward": 1, "train_agent": 2, "collect": 3, "record": 4}
 
 
@@ -76,8 +74,7 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
     """Writes nested dicts of tensors, numbers and strings; atomic and durable, with a checksum at the end."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    data = buffer.getvalue()
-    store.write_atomic(path, data + MARK + hashlib.sha256(data).digest())
+    write_atomic(path, seal(buffer.getvalue()))
 
 
 def load_state(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
@@ -91,13 +88,11 @@ def load_state(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]
         data = path.read_bytes()
     except OSError as error:
         raise UserError(f"Checkpoint {path} cannot be read ({error.strerror}).") from None
-    whole, mark, digest = data.rpartition(MARK)
-    if mark and len(digest) == 32:
-        if hashlib.sha256(whole).digest() != digest:
-            raise Damaged(path, "its checksum is wrong")
-        data = whole
+    whole = unseal(data)
+    if whole is None:
+        raise Damaged(path, "its checksum is wrong" if sealed(data) else "its end is missing")
     try:
-        state = torch.load(io.BytesIO(data), map_location=device, weights_only=True)
+        state = torch.load(io.BytesIO(whole), map_location=device, weights_only=True)
     except Exception as error:  # torch says it in many ways: KeyError for a text, EOFError for an empty file
         said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise Damaged(path, said) from None

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 from tyro.conf import OmitArgPrefixes
 
-from rlhf_gym import __version__
+from rlhf_gym import __version__, faults
 from rlhf_gym.config import Config, Settings, UserError, changed, flag, program, resolve, validate_each
 
 if TYPE_CHECKING:
@@ -130,7 +130,16 @@ class Doctor:
     where: OmitArgPrefixes[DataDir] = field(default_factory=DataDir)
 
 
-Command = Run | Resume | List | Serve | Watch | Evaluate | Doctor
+@dataclass(frozen=True)
+class Clean:
+    """Delete what a session does not need: in-phase checkpoints of trained rounds, damaged and half-written files."""
+
+    session: tyro.conf.Positional[str]
+    """Name of the session."""
+    where: OmitArgPrefixes[DataDir] = field(default_factory=DataDir)
+
+
+Command = Run | Resume | List | Serve | Watch | Evaluate | Clean | Doctor
 
 
 def main() -> None:
@@ -161,6 +170,8 @@ def run_command(args: list[str]) -> int:
                 return watch(command)
             case Evaluate():
                 return evaluate(command)
+            case Clean():
+                return clean(command)
             case Doctor():
                 return doctor(command)
     except UserError as error:
@@ -168,6 +179,12 @@ def run_command(args: list[str]) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
+    except Exception as error:
+        told = faults.sentence(error, command.where.data_dir)
+        if told is None:
+            raise
+        print(f"rlhf-gym: {told}", file=sys.stderr)
+        return 1
     raise AssertionError(command)
 
 
@@ -212,7 +229,7 @@ def explicit(settings: Settings, args: list[str]) -> dict[str, Any]:
 
 
 def run_session(command: Run, args: list[str]) -> int:
-    from rlhf_gym import envs, store
+    from rlhf_gym import envs, provenance, store
 
     data_dir, given = command.where.data_dir, explicit(command.settings, args)
     if command.session is not None and (data_dir / store.check_name(command.session) / "config.json").exists():
@@ -223,7 +240,7 @@ def run_session(command: Run, args: list[str]) -> int:
     check(config, info)
     server = start_server(data_dir, command.access) if config.labeler == "human" else None
     name = command.session or store.new_name(data_dir, command.env_id)
-    session = store.create_session(data_dir, name, config, info=as_json(info), versions=versions(), git=git_revision())
+    session = store.create_session(data_dir, name, config, info=as_json(info), **provenance.now(config))
     say(f"Session {name} in {session.path}")
     return run_loop(session, config, info, server, command.access)
 
@@ -241,7 +258,7 @@ def resume_session(command: Resume, args: list[str]) -> int:
 
 def go_on(name: str, given: dict[str, Any], access: Access, data_dir: Path) -> int:
     """Opens a session and runs it on, with changed settings saved and told."""
-    from rlhf_gym import envs
+    from rlhf_gym import envs, provenance
 
     session = open_session(data_dir, name)
     config, changes = changed(session.config, given)
@@ -252,6 +269,8 @@ def go_on(name: str, given: dict[str, Any], access: Access, data_dir: Path) -> i
         with session.lock():  # says who runs it
             pass
     server = start_server(data_dir, access) if config.labeler == "human" else None
+    if note := provenance.update(session, config):
+        say(note)
     if "goal" in given and session.goal() != config.goal:  # the page may have set another since
         changes["goal"] = (session.goal(), config.goal)
         session.add_event("goal", session.where().round, text=config.goal)
@@ -301,8 +320,13 @@ def open_session(data_dir: Path, name: str) -> Session:
     try:
         session = store.open_session(data_dir, name)
         session.last_label_id()
+        if session.migrated is not None:
+            say(
+                f"Session {name!r} was of an older format and has been brought up to date; a copy of what it was is in "
+                f"{session.migrated}."
+            )
     except DatabaseError as error:
-        raise UserError(f"Session {name!r} has no readable session.db ({error.orig}).") from None
+        raise UserError(str(faults.sentence(error, data_dir / name))) from None
     return session
 
 
@@ -334,13 +358,17 @@ def run_loop(session: Session, config: Config, info: EnvInfo, server: Server | N
                 show(server, access, session.name)
             from rlhf_gym import loop  # torch, after the page is up
             from rlhf_gym.monitor import Monitor
+            from rlhf_gym.watchdog import Watchdog
 
-            loop.run(session, config, info, Monitor(session, console), since)
+            monitor = Monitor(session, console)
+            with Watchdog(monitor.warn):
+                loop.run(session, config, info, monitor, since)
         while server is not None:
             say("All rounds are done. The pages stay up until Ctrl-C, and more rounds can be asked for there.")
             wait_for_more(session)
-            with contextlib.suppress(Busy):  # another process was faster
-                loop.run(session, session.config, info, Monitor(session, console))
+            monitor = Monitor(session, console)
+            with contextlib.suppress(Busy), Watchdog(monitor.warn):  # another process may have been faster
+                loop.run(session, session.config, info, monitor)
     except (KeyboardInterrupt, Stopped) as end:
         say(f"\nStopped; nothing is lost. Go on with: {program()} resume {session.name}{data_dir_flag(session)}")
         if server is None and isinstance(end, KeyboardInterrupt):
@@ -348,6 +376,7 @@ def run_loop(session: Session, config: Config, info: EnvInfo, server: Server | N
     finally:
         if server is not None:
             server.stop()
+        session.close()  # the last one to close it folds the write-ahead log into session.db
     return 0
 
 
@@ -397,31 +426,6 @@ def wait_for_interrupt() -> None:
         time.sleep(3600)
 
 
-def versions() -> dict[str, str]:
-    from importlib.metadata import version
-
-    names = ("rlhf-gym", "torch", "gymnasium", "ale-py", "numpy")
-    found = {"python": sys.version.split()[0]}
-    for name in names:
-        try:
-            found[name] = version(name)
-        except ModuleNotFoundError:
-            found[name] = __version__ if name == "rlhf-gym" else "missing"
-    return found
-
-
-def git_revision() -> str | None:
-    """Of the checkout this runs from, if it is one."""
-    here = Path(__file__).parent.parent
-    if not (here / ".git").exists():
-        return None
-    command = ["git", "-C", str(here), "rev-parse", "HEAD"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=5).stdout.strip() or None
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-
-
 # ---------------------------------------------------------------------------------------------- the others
 
 
@@ -437,7 +441,8 @@ def list_sessions(command: List) -> int:
             sessions.append(open_session(data_dir, name).summary())
         except (UserError, DatabaseError, OSError, LookupError, ValueError, TypeError) as error:
             # damaged in whatever way: the others can be listed all the same
-            sessions.append({"name": name, "error": str(error).partition("\n")[0]})
+            told = faults.sentence(error, data_dir / name) or str(error).partition("\n")[0]
+            sessions.append({"name": name, "error": told})
     if command.json:
         print(json.dumps({"sessions": sessions}, allow_nan=False))
         return 0
@@ -558,6 +563,15 @@ def evaluate(command: Evaluate) -> int:
         print(f"score {result['score_mean']:.4g} ± {result['score_std']:.4g}")
     if result["capped"]:
         print(f"{result['capped']} episodes were cut short at the step cap.")
+    return 0
+
+
+def clean(command: Clean) -> int:
+    session = open_session(command.where.data_dir, command.session)
+    freed, kinds = session.clean()
+    left = session.disk_bytes()
+    what = ", ".join(f"{n} {kind}{'s' if n > 1 else ''}" for kind, n in kinds.items()) or "nothing to delete"
+    print(f"Freed {freed / 1e6:.1f} MB ({what}); session {session.name} takes {left / 1e6:.1f} MB.")
     return 0
 
 

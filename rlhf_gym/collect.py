@@ -19,8 +19,9 @@ from PIL import Image
 from rlhf_gym.checkpoints import PHASE_SEED, Snapshot
 from rlhf_gym.config import Config, UserError
 from rlhf_gym.envs import EnvInfo, Envs, Step, Twin
-from rlhf_gym.segments import Segment, save_segment
-from rlhf_gym.store import Pair, Session, finite, write_atomic
+from rlhf_gym.files import write_atomic
+from rlhf_gym.segments import Segment, save_segment, stack
+from rlhf_gym.store import Pair, Session, finite
 from rlhf_gym.train import REFERENCE_STEPS, Agent, RewardModel, seed_from
 
 MAX_SHOWN_FPS = 30.0  # more frames cost rendering time and memory, and nobody judges better for them
@@ -178,7 +179,7 @@ class Cutter:
         missing = self.steps - len(self.taken)
         obs, actions, rewards, infos = (list(x) for x in zip(*self.taken, strict=True))
         segment = Segment(
-            np.stack(obs + [final_obs] * missing),
+            stack(obs + [final_obs] * missing),
             np.stack(actions + [np.zeros_like(actions[0])] * missing),
             np.array(rewards + [0.0] * missing, np.float32),
             np.arange(self.steps) >= len(obs),

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # of sessions, see migrate.py
 
 Kind = Literal["classic", "box2d", "mujoco", "atari", "pixels"]
 

@@ -11,6 +11,7 @@ import ctypes
 import logging
 import os
 import sys
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,7 @@ from gymnasium import spaces
 from rlhf_gym.atari import AtariOne, AtariVector, is_atari
 from rlhf_gym.config import Config, UserError
 from rlhf_gym.spec import EnvInfo, find_spec, said
+from rlhf_gym.watchdog import CALL
 
 SMALLEST_IMAGE = 36  # pixels: what Christiano's CNN (7-5-3-3 kernels, strides 3-2-1-1) needs
 DEFAULT_FPS = 30.0
@@ -109,6 +111,7 @@ class Envs:
         assert num_envs > 0, num_envs
         self.num_envs = num_envs
         self.episode_seeds = np.zeros(num_envs, np.int64)
+        self._id = config.env_id
         self._seed_path = tuple(seed_path)
         self._episodes = [0] * num_envs  # begun so far
         self._vector = AtariVector(config, num_envs) if is_atari(config) else Loop(config, num_envs)
@@ -116,7 +119,10 @@ class Envs:
 
     def reset(self) -> np.ndarray:
         """Begins a new episode everywhere. Returns (N, *obs_shape)."""
-        return self._vector.reset(self._new_seeds(np.ones(self.num_envs, bool)))
+        CALL.what, CALL.since = self._id, time.monotonic()
+        obs = self._vector.reset(self._new_seeds(np.ones(self.num_envs, bool)))
+        CALL.since = 0.0
+        return obs
 
     def step(self, actions: np.ndarray) -> Step:
         """Steps everywhere, then begins new episodes where one ended.
@@ -124,9 +130,11 @@ class Envs:
         Args:
             actions: (N,) whole numbers below num_actions, or (N, A) floats, which are clipped to the bounds.
         """
+        CALL.what, CALL.since = self._id, time.monotonic()
         obs, rewards, terminated, truncated, infos = self._vector.step(actions)
         ended = terminated | truncated
         next_obs = self._vector.restart(obs, ended, self._new_seeds(ended)) if ended.any() else obs
+        CALL.since = 0.0
         return Step(next_obs, rewards, terminated, truncated, obs, infos)
 
     def close(self) -> None:
@@ -200,12 +208,16 @@ class Twin:
     """
 
     def __init__(self, config: Config, render: bool = True) -> None:
+        self._id = config.env_id
         self._env = make_one(config, render)
         self.info: EnvInfo = self._env.info
 
     def reset(self, seed: int) -> np.ndarray:
         """Returns obs_shape."""
-        return np.array(self._env.reset(int(seed)), np.uint8 if self.info.image else np.float32)
+        CALL.what, CALL.since = self._id, time.monotonic()
+        obs = self._env.reset(int(seed))
+        CALL.since = 0.0
+        return np.array(obs, np.uint8 if self.info.image else np.float32)
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """(observation, true reward, terminated, truncated, info); reset it yourself when an episode has ended.
@@ -213,7 +225,9 @@ class Twin:
         On Atari, info["ram"] is the console's memory, (128,) uint8.
         """
         (native,) = self._env.native(np.asarray(action)[None])
+        CALL.what, CALL.since = self._id, time.monotonic()
         obs, reward, terminated, truncated, info = self._env.step(native)
+        CALL.since = 0.0
         obs = np.array(obs, np.uint8 if self.info.image else np.float32)
         return obs, float(np.float32(reward)), bool(terminated), bool(truncated), info
 

@@ -16,8 +16,8 @@ import torch
 from rlhf_gym.checkpoints import PHASE_SEED
 from rlhf_gym.config import Config, UserError
 from rlhf_gym.envs import EnvInfo, Envs, Twin
+from rlhf_gym.files import replace
 from rlhf_gym.labelers import Score, ScoredClip
-from rlhf_gym.store import replace
 from rlhf_gym.train import Agent, seed_from
 from rlhf_gym.verdicts import video_fps, video_stride
 
@@ -211,6 +211,7 @@ def record_video(
     aside = path.with_name(f".{path.stem}.mp4")  # not shown until it is whole
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        aside.touch()  # PyAV would not say why it cannot
         with iio.imopen(aside, "w", plugin="pyav") as file:
             file.init_video_stream("libx264", fps=video_fps(info), pixel_format="yuv420p")
             for episode in range(episodes):

@@ -16,20 +16,25 @@ import torch
 
 from rlhf_gym import checkpoints, collect, evaluate, labelers, verdicts
 from rlhf_gym.checkpoints import PHASE_SEED, Damaged, Snapshot, load_state, save_state
-from rlhf_gym.config import Config
+from rlhf_gym.config import Config, UserError, flag
 from rlhf_gym.control import Control, Replanned
 from rlhf_gym.envs import EnvInfo
+from rlhf_gym.faults import KEPT
+from rlhf_gym.files import replace as replace_file
 from rlhf_gym.labels import load_labels
 from rlhf_gym.live import Live
 from rlhf_gym.monitor import Monitor, clock
 from rlhf_gym.segments import save_segment
 from rlhf_gym.store import START, Pair, Session, Where
-from rlhf_gym.store import replace as replace_file
 from rlhf_gym.train import RewardModel, predicted, train_agent, train_reward
 from rlhf_gym.wishes import LONGER, Plan
 
 EVAL_SECONDS = 30.0
 MAX_CHECKPOINT_SECONDS = 60.0
+DOES = {
+    "collect": "collect clips", "label": "label", "train_reward": "train the reward model",
+    "train_agent": "train the agent", "record": "record a video", "": "begin",
+}  # fmt: skip
 
 
 @dataclass
@@ -82,6 +87,8 @@ def run(session: Session, config: Config, info: EnvInfo, monitor: Monitor, since
                     pass  # what comes next is another thing now
                 except Damaged as error:
                     set_aside(loop, error)
+                except torch.OutOfMemoryError:
+                    take_less(loop, where)
             session.write_progress(phase="finished", round=where.round)
         finally:
             monitor.close()
@@ -95,6 +102,34 @@ def set_aside(loop: Loop, error: Damaged) -> None:
     replace_file(error.path, aside)
     loop.monitor.say(f"{error} It is kept as {aside.name}, and what it held is trained again; no label is lost.")
     prepare(loop)
+
+
+def take_less(loop: Loop, where: Where) -> None:
+    """The GPU's memory is full: the phase goes on with smaller batches, which the settings keep.
+
+    Raises:
+        UserError: they cannot be smaller.
+    """
+    config, phase = loop.config, loop.monitor.name
+    smaller = config
+    if phase == "train_reward":
+        smaller = replace(config, reward_batch_pairs=max(1, config.reward_batch_pairs // 2))
+    elif phase == "train_agent" and 8 * config.num_minibatches < config.num_envs * config.num_steps:
+        smaller = replace(config, num_minibatches=2 * config.num_minibatches)
+    if smaller == config:
+        raise UserError(
+            f"{loop.device} has too little memory to {DOES[phase]}: end other programs that use it, or go on with "
+            f"--device cpu. {KEPT}."
+        )
+    name = "reward_batch_pairs" if phase == "train_reward" else "num_minibatches"
+    loop.monitor.say(
+        f"{loop.device} has too little memory to {DOES[phase]}: {flag(name)} {getattr(config, name)} -> "
+        f"{getattr(smaller, name)}, from now on."
+    )
+    loop.config = smaller
+    loop.session.write_config(loop.config)
+    if phase == "train_reward" and (partial := loop.session.partial(where.round, "train_reward")).exists():
+        save_state(partial, {**load_state(partial), "training": None})  # it counts in batches of the old size
 
 
 def look(loop: Loop) -> Where:

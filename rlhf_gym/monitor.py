@@ -143,13 +143,19 @@ class Monitor:
             parts.append(f"eta {clock(eta)}")
         return " | ".join(parts)
 
-    def page(self, paused: bool = False) -> None:
+    def page(self, paused: bool = False, message: str | None = None) -> None:
         """What the page shows."""
         numbers = {short: self.numbers[n] for n, short in SHORT.items() if n in self.numbers}
         self.session.write_progress(
             phase=self.name, round=self.round, done=self.done, total=self.total, unit=self.unit,
             speed=finite(self.speed()), eta=finite(self.eta()), numbers=numbers, paused=paused,
+            message=message,
         )  # fmt: skip
+
+    def warn(self, text: str) -> None:
+        """Says it in the terminal and on the page; from another thread, while the loop hangs."""
+        self.say(text)
+        self.page(message=text)
 
     def say(self, text: str) -> None:
         self.console.print(text, highlight=False)

@@ -14,7 +14,7 @@ import math
 import os
 import re
 import shutil
-import tempfile
+import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -26,7 +26,9 @@ from filelock import FileLock, Timeout
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
 from rlhf_gym import config as cfg
+from rlhf_gym import migrate
 from rlhf_gym.config import Config, UserError
+from rlhf_gym.files import bytes_below, remove, replace, write_atomic
 from rlhf_gym.tables import Clip as Clip
 from rlhf_gym.tables import Opinion as Opinion
 from rlhf_gym.tables import Pair as Pair
@@ -39,6 +41,8 @@ STRENGTHS = ("normal", "strong")
 PHASES = ("collect", "label", "train_reward", "train_agent", "record", "finished")
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 MAX_LABEL_ID_CHARS = 64
+BUSY_SECONDS = 30.0  # how long a database is waited for that another program has locked
+CLIP_BYTES = "disk/clip_bytes"  # the metric of a batch's files; its step is the batch's attempt
 TRASH = ".trash"  # in the data directory; no session has such a name
 MIRRORED = {"left": "right", "right": "left", "equal": "equal"}  # what a repeat, its sides swapped, should say
 
@@ -67,39 +71,7 @@ class Counts:
     decided: int
 
 
-# ---------------------------------------------------------------------------------------------- small files
-
-
-def write_atomic(path: Path, data: bytes, durable: bool = True) -> None:
-    """Writes a file aside, flushes it to disk and renames it into place: readers see the old or the new, whole."""
-    handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            if durable:
-                file.flush()
-                os.fsync(file.fileno())
-        replace(aside, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(aside)
-        raise
-    if durable and os.name == "posix":  # the rename itself must reach the disk too
-        directory = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
-
-
-def replace(aside: str | Path, path: Path) -> None:
-    """os.replace. On Windows a file that someone reads cannot be replaced: it waits a moment and tries again."""
-    for _ in range(50 if os.name == "nt" else 0):
-        try:
-            return os.replace(aside, path)
-        except PermissionError:
-            time.sleep(0.02)
-    return os.replace(aside, path)
+# ---------------------------------------------------------------------------------------------- names, numbers
 
 
 def round_name(number: int) -> str:
@@ -124,6 +96,7 @@ class Session:
         self.path = Path(path)
         self.name = self.path.name
         self.engine = _engine(self.path / "session.db")
+        self.migrated: Path | None = None  # where a copy lies, if it was of an older format when it was opened
         self._events: list[dict[str, Any]] = []  # read so far, see wishes
         self._lock = FileLock(self.path / "loop.lock", timeout=1.0)  # waits out a page that looks (see running)
 
@@ -134,17 +107,23 @@ class Session:
 
     def header(self) -> dict[str, Any]:
         """config.json: format, config, environment, versions, created."""
-        file = self.path / "config.json"
-        try:
-            header = json.loads(file.read_text())
-        except (OSError, ValueError) as error:
-            raise UserError(f"Session {self.name!r} has no readable config.json ({error}).") from None
-        if not isinstance(header, dict) or header.get("format") != cfg.FORMAT_VERSION:
-            found = header.get("format") if isinstance(header, dict) else None
+        header = self.any_header()
+        if (found := header.get("format")) != cfg.FORMAT_VERSION:
+            newer = isinstance(found, int) and found > cfg.FORMAT_VERSION
             raise UserError(
                 f"Session {self.name!r} has format {found!r}, this rlhf-gym reads {cfg.FORMAT_VERSION}: "
-                "open it with the version that made it."
+                + ("update rlhf-gym." if newer else "open it with the version that made it.")
             )
+        return header
+
+    def any_header(self) -> dict[str, Any]:
+        """As `header`, of any format."""
+        try:
+            header = json.loads((self.path / "config.json").read_text())
+        except (OSError, ValueError) as error:
+            raise UserError(f"Session {self.name!r} has no readable config.json ({error}).") from None
+        if not isinstance(header, dict):
+            raise UserError(f"Session {self.name!r} has no settings in its config.json.")
         return header
 
     @property
@@ -179,17 +158,6 @@ class Session:
     def write(self) -> contextlib.AbstractContextManager[sa.Connection]:
         return self.engine.begin()  # BEGIN IMMEDIATE, see _engine
 
-    def add_missing_tables(self) -> None:
-        """A session may be from before a table or an index was thought of."""
-        indexes = [index for table in tables.tables.values() for index in table.indexes]
-        with self.read() as db:
-            there = set(db.execute(sa.text("SELECT name FROM sqlite_master")).scalars())
-        if {*tables.tables, *(index.name for index in indexes)} - there:
-            with self.write() as db:
-                tables.create_all(db)
-                for index in indexes:
-                    index.create(db, checkfirst=True)
-
     # ------------------------------------------------------------------ clips and pairs
 
     def clip_directory(self, number: int, attempt: int) -> Path:
@@ -212,6 +180,10 @@ class Session:
         """
         with self.write() as db:
             ids = [_insert(db, clip_table, c) for c in clips]
+            for number, attempt in sorted({(c["round"], c["attempt"]) for c in clips}):
+                size = float(bytes_below(self.clip_directory(number, attempt)))
+                row = dict(round=number, phase="collect", step=attempt, name=CLIP_BYTES, value=size)
+                db.execute(sqlite_insert(metric_table).values(row).on_conflict_do_nothing())
             for pair in pairs:
                 row = dict(pair)
                 if row.get("repeat_of") is not None:
@@ -557,22 +529,45 @@ class Session:
         """The in-phase checkpoint of train_reward or train_agent; gone once the round's checkpoint stands."""
         return self.path / "checkpoints" / f"{round_name(number)}.{phase}.pt"
 
-    def clear_leftovers(self) -> None:
-        """Deletes what a killed loop left: half-written files, partial checkpoints of trained rounds, clips of a batch
-        that was never finished. For the loop alone, under its lock."""
-        asides = [
-            p for where in (self.path, self.path / "checkpoints", self.path / "videos") for p in where.glob(".*-*")
-        ]
-        asides += (self.path / "videos").glob(".*.mp4")
-        done = [self.partial(n, phase) for n in self.trained_rounds() for phase in ("train_reward", "train_agent")]
-        for file in asides + done:
-            file.unlink(missing_ok=True)
+    def leftovers(self) -> dict[str, list[Path]]:
+        """What a killed loop left, by kind: half-written files, in-phase checkpoints of trained rounds, clips of a
+        batch that was never finished. Only under the loop's lock are they no part of something."""
+        directories = (self.path, self.path / "checkpoints", self.path / "videos")
+        halves = [file for directory in directories for file in directory.glob(".*-*")]
+        halves += (self.path / "videos").glob(".*.mp4")
+        partials = [self.partial(n, phase) for n in self.trained_rounds() for phase in ("train_reward", "train_agent")]
         with self.read() as db:
             batches = db.execute(sa.select(clip_table.c.round, clip_table.c.attempt).distinct()).all()
         whole = {self.clip_directory(number, attempt).name for number, attempt in batches}
-        for directory in (self.path / "clips").iterdir():
-            if directory.name not in whole:
-                shutil.rmtree(directory, ignore_errors=True)
+        return {
+            "half-written file": halves,
+            "in-phase checkpoint": [p for p in partials if p.exists()],
+            "unfinished batch of clips": [p for p in (self.path / "clips").iterdir() if p.name not in whole],
+        }
+
+    def clear_leftovers(self) -> None:
+        """Deletes them. For the loop alone, under its lock."""
+        for path in itertools.chain.from_iterable(self.leftovers().values()):
+            remove(path)
+
+    def clean(self) -> tuple[int, dict[str, int]]:
+        """Deletes what the session does not need: leftovers, damaged files that were replaced, the write-ahead log.
+
+        Returns:
+            the bytes that this freed, and how many things of each kind were deleted.
+
+        Raises:
+            Busy: a loop runs the session.
+        """
+        with self.lock():
+            before = self.disk_bytes()
+            kinds = self.leftovers()
+            kinds["damaged checkpoint"] = list((self.path / "checkpoints").glob("*.damaged"))
+            for path in itertools.chain.from_iterable(kinds.values()):
+                remove(path)
+            with self.read() as db:
+                db.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+            return before - self.disk_bytes(), {kind: len(paths) for kind, paths in kinds.items() if paths}
 
     def live_video(self) -> Path:
         """The agent that is being trained, as it was a moment ago."""
@@ -698,17 +693,28 @@ class Session:
             lock.acquire()
         except Timeout:
             return True
+        except OSError:  # nothing can be written there
+            return False
         lock.release()
         return False
 
     def disk_bytes(self) -> int:
-        return _bytes_below(self.path)
+        """Of everything in the session; batches that were measured when they were collected are not looked at again."""
+        known = {self.clip_directory(m["round"], m["step"]).name: m["value"] for m in self.metrics(CLIP_BYTES)}
+        total = 0
+        for entry in os.scandir(self.path):
+            if entry.name == "clips":
+                batches = [(known.get(batch.name), batch.path) for batch in os.scandir(entry.path)]
+                total += sum(int(size) if size is not None else bytes_below(path) for size, path in batches)
+            else:
+                total += bytes_below(entry.path)
+        return total
 
     def summary(self, disk: bool = True) -> dict[str, Any]:
         """What `rlhf-gym list` and the list of sessions show, JSON-able.
 
         Args:
-            disk: with `disk_bytes`, for which every file is looked at: seconds in a session of 100,000 pairs.
+            disk: with `disk_bytes`.
         """
         where, config, wishes = self.where(), self.config, self.wishes()
         pairs, labels = self.count_pairs()
@@ -764,31 +770,26 @@ def _of_batch(batch: tuple[int, int] | None) -> sa.ColumnElement[bool]:
     return sa.and_(pair_table.c.round == batch[0], pair_table.c.attempt == batch[1])
 
 
-def _bytes_below(directory: str | Path) -> int:
-    """Of all files, some of which may go meanwhile."""
-    total = 0
-    with contextlib.suppress(FileNotFoundError), os.scandir(directory) as entries:
-        for entry in entries:
-            if entry.is_dir(follow_symlinks=False):
-                total += _bytes_below(entry.path)
-            elif entry.is_file():
-                with contextlib.suppress(FileNotFoundError):
-                    total += entry.stat().st_size
-    return total
-
-
 def _insert(db: sa.Connection, table: sa.Table, row: Mapping[str, Any]) -> int:
     """Inserts a row and returns its id."""
     return int(db.execute(table.insert().returning(table.c.id), dict(row)).scalar_one())
 
 
 def _engine(database: Path) -> sa.Engine:
-    engine = sa.create_engine(sa.URL.create("sqlite", database=str(database)), connect_args={"timeout": 30.0})
+    def connect() -> sqlite3.Connection:
+        source, uri = str(database), False
+        if not os.access(database.parent, os.W_OK):  # a copy on a medium that cannot be written can be looked at
+            log = database.with_name(f"{database.name}-wal")
+            how = "mode=ro" if log.exists() and log.stat().st_size else "immutable=1"
+            source, uri = f"{database.absolute().as_uri()}?{how}", True
+        return sqlite3.connect(source, uri=uri, timeout=BUSY_SECONDS, check_same_thread=False)
+
+    engine = sa.create_engine("sqlite:///session.db", creator=connect)
 
     @sa.event.listens_for(engine, "connect")
     def configure(connection: Any, _record: Any) -> None:
         connection.isolation_level = None  # we begin transactions ourselves
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=30000"):
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
             connection.execute(f"PRAGMA {pragma}")
 
     @sa.event.listens_for(engine, "begin")
@@ -854,8 +855,9 @@ def open_session(data_dir: Path, name: str) -> Session:
         have = f"Sessions: {', '.join(names[:8])}{' …' if len(names) > 8 else ''}." if names else "It has none yet."
         raise UserError(f'No session "{name}" in {data_dir}/. {have} Start one: {cfg.program()} run CartPole-v1.')
     session = Session(data_dir / name)
+    if migrate.needed(session):
+        session.migrated = migrate.migrate(session)
     session.header()  # a foreign format is refused here
-    session.add_missing_tables()
     return session
 
 

@@ -21,9 +21,10 @@ import torch
 
 from rlhf_gym.config import UserError
 from rlhf_gym.envs import EnvInfo
+from rlhf_gym.files import write_atomic
 from rlhf_gym.labels import Labels
 from rlhf_gym.segments import Segment, load_segment
-from rlhf_gym.store import Opinion, Session, finite, write_atomic
+from rlhf_gym.store import Opinion, Session, finite
 from rlhf_gym.train import Agent, RewardModel, pair_logits
 
 VIDEO_FPS = 30  # at most

@@ -212,3 +212,14 @@ def make_session(tmp_path: Path) -> Iterator[Callable[..., FakeLoop]]:
     yield make
     for session in made:
         session.close()
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory whose session `one` ran its two tiny rounds undisturbed; not to be changed."""
+    from compare import run
+
+    cwd = tmp_path_factory.mktemp("whole")
+    result = run(cwd)
+    assert result.status == 0, result.err
+    return cwd

@@ -17,6 +17,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -92,7 +93,8 @@ def command(
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)
-    files = cwd / f".out-{time.monotonic_ns()}", cwd / f".err-{time.monotonic_ns()}"
+    aside = tempfile.TemporaryDirectory()
+    files = Path(aside.name, "out"), Path(aside.name, "err")
     settings = {"HOME": str(cwd), **(env or {})}  # the pages' token is kept under HOME
     process = context.Process(target=_child, args=([str(a) for a in args], files, cwd, settings, missing, kill))
     process.start()
@@ -102,8 +104,7 @@ def command(
         process.kill()
         process.join()
     out, err = (f.read_text() for f in files)
-    for f in files:
-        f.unlink()
+    aside.cleanup()
     assert not alive, f"rlhf-gym {' '.join(map(str, args))} is still running after {TIMEOUT} s:\n{err}"
     assert "Traceback" not in err, err
     assert "Warning" not in err, err

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
 import shutil
 import signal
-import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,100 +15,16 @@ from typing import Any
 
 import pytest
 import torch
-from processes import TINY, Kill, Result, Spawned, command
+from compare import NAMES, run, same_session, same_tensors, session_in, without
+from processes import Kill, Spawned, command
 
 from rlhf_gym import store
 from rlhf_gym.checkpoints import load_state
 from rlhf_gym.loop import consistency, foresight
 from rlhf_gym.segments import load_segment
-from rlhf_gym.store import START, Pair, Session
+from rlhf_gym.store import START, Pair
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="forks, and SIGKILLs, its processes")
-
-NAMES = ("start.pt", "r000.pt", "r001.pt")
-
-
-def run(cwd: Path, *more: object, env_id: str = "CartPole-v1", kill: Kill | None = None) -> Result:
-    """A new session `one` of two tiny rounds in cwd/data; later settings win over TINY."""
-    return command("run", env_id, "--session", "one", *without(more), *more, cwd=cwd, kill=kill)
-
-
-def without(more: tuple[object, ...]) -> list[str]:
-    """TINY, less what `more` sets."""
-    pairs = zip(TINY[::2], TINY[1::2], strict=True)
-    return [word for name, value in pairs if name not in more for word in (name, value)]
-
-
-def session_in(cwd: Path, name: str = "one") -> Session:
-    return store.open_session(cwd / "data", name)
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory whose session `one` ran its two rounds undisturbed."""
-    cwd = tmp_path_factory.mktemp("whole")
-    result = run(cwd)
-    assert result.status == 0, result.err
-    return cwd
-
-
-# ---------------------------------------------------------------------------------------------- what two runs share
-
-
-def flat(state: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(state, dict):
-        return {k: v for name, part in state.items() for k, v in flat(part, f"{prefix}/{name}").items()}
-    return {prefix: state}
-
-
-def same_tensors(one: Path, two: Path, ignore: tuple[str, ...] = ()) -> int:
-    """Asserts that two checkpoints hold the same, bit for bit; returns how many tensors that were."""
-    a, b = flat(load_state(one)), flat(load_state(two))
-    assert set(a) == set(b)
-    tensors = 0
-    for name in a:
-        if isinstance(a[name], torch.Tensor):
-            tensors += 1
-            assert a[name].dtype == b[name].dtype, name
-            assert a[name].numpy().tobytes() == b[name].numpy().tobytes(), f"{name} of {one} and {two}"
-        elif not name.endswith(ignore or ("\0",)):
-            assert a[name] == b[name], name
-    return tensors
-
-
-def rows(cwd: Path, query: str) -> list[tuple[Any, ...]]:
-    connection = sqlite3.connect(cwd / "data" / "one" / "session.db")
-    try:
-        return connection.execute(query).fetchall()
-    finally:
-        connection.close()
-
-
-def same_session(one: Path, two: Path) -> None:
-    """Asserts that nothing tells two sessions apart but clocks and speeds: neither tables, clips nor checkpoints."""
-    paths = [cwd / "data" / "one" for cwd in (one, two)]
-    for query in (
-        "SELECT * FROM clip",
-        "SELECT * FROM pair",
-        "SELECT id, uid, pair, choice, strength, labeler FROM label",
-        "SELECT kind, round, payload FROM event",
-        # Some metrics are stored once a second, but for a phase's last; speeds are never the same.
-        "SELECT * FROM metric WHERE phase != 'train_agent' AND name NOT LIKE '%SPS' AND (round, phase, step) IN"
-        " (SELECT round, phase, max(step) FROM metric GROUP BY round, phase) ORDER BY 1, 2, 3, 4",
-        "SELECT round, max(step) FROM metric WHERE phase = 'train_agent' GROUP BY round",
-    ):
-        expected, found = rows(one, query), rows(two, query)
-        assert expected == found, query
-    assert rows(one, "SELECT * FROM clip")
-    digests = [
-        {p.relative_to(path): hashlib.sha256(p.read_bytes()).digest() for p in sorted(path.glob("clips/**/*.*"))}
-        for path in paths
-    ]
-    assert digests[0] == digests[1]
-    files = [sorted(p.name for p in (path / "checkpoints").iterdir()) for path in paths]
-    assert files[0] == files[1] == sorted(NAMES)
-    for name in NAMES:
-        assert same_tensors(paths[0] / "checkpoints" / name, paths[1] / "checkpoints" / name) >= 8
 
 
 # ---------------------------------------------------------------------------------------------- undisturbed

@@ -20,7 +20,7 @@ from filelock import FileLock
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf_gym import store
+from rlhf_gym import files, store
 from rlhf_gym.config import FORMAT_VERSION, Config, UserError
 from rlhf_gym.store import START, Session, Where
 
@@ -552,7 +552,7 @@ def test_a_killed_writer_leaves_whole_labels(session: Session) -> None:
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "r000.pt"
-    store.write_atomic(path, b"old")
+    files.write_atomic(path, b"old")
 
     def fails(*_args: object) -> None:
         raise OSError(28, "No space left on device")
@@ -561,10 +561,10 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyt
         with monkeypatch.context() as patch:
             patch.setattr(os, step, fails)
             with pytest.raises(OSError, match="No space"):
-                store.write_atomic(path, b"new")
+                files.write_atomic(path, b"new")
         assert path.read_bytes() == b"old"
         assert list(tmp_path.iterdir()) == [path], "half a file is left"
-    store.write_atomic(path, b"new", durable=False)
+    files.write_atomic(path, b"new", durable=False)
     assert path.read_bytes() == b"new"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -574,7 +574,7 @@ def test_a_durable_file_is_flushed_before_it_is_renamed(tmp_path: Path, monkeypa
     real_fsync, real_replace = os.fsync, os.replace
     monkeypatch.setattr(os, "fsync", lambda fd: (calls.append("fsync"), real_fsync(fd))[1])
     monkeypatch.setattr(os, "replace", lambda a, b: (calls.append("replace"), real_replace(a, b))[1])
-    store.write_atomic(tmp_path / "x", b"1")
+    files.write_atomic(tmp_path / "x", b"1")
     assert calls[:2] == ["fsync", "replace"]
     assert calls[2:] == (["fsync"] if os.name == "posix" else [])  # the directory: the rename itself
 
@@ -582,13 +582,13 @@ def test_a_durable_file_is_flushed_before_it_is_renamed(tmp_path: Path, monkeypa
 def test_readers_see_the_old_file_or_the_new_one(tmp_path: Path) -> None:
     path = tmp_path / "progress.json"
     texts = [bytes([65 + i]) * 50_000 for i in range(4)]
-    store.write_atomic(path, texts[0], durable=False)
+    files.write_atomic(path, texts[0], durable=False)
     stop = threading.Event()
 
     def write() -> None:
         i = 0
         while not stop.is_set():
-            store.write_atomic(path, texts[i % 4], durable=False)
+            files.write_atomic(path, texts[i % 4], durable=False)
             i += 1
 
     thread = threading.Thread(target=write)
@@ -631,8 +631,8 @@ def test_settings_are_replaced_and_the_rest_of_the_header_stays(tmp_path: Path) 
     ("text", "says"),
     [
         ("{", "no readable config.json"),
-        ("[]", "has format None"),
-        ('{"format": 99}', "has format 99, this rlhf-gym reads 1"),
+        ("[]", "has no settings"),
+        ('{"format": 99}', "has format 99, this rlhf-gym reads 2: update"),
         (b"\xff\xfe", "no readable config.json"),
     ],
 )
@@ -797,23 +797,6 @@ def test_the_newest_picture(session: Session) -> None:
 
 
 # ---------------------------------------------------------------------------------------------- many pairs
-
-
-def test_a_session_from_before_an_index_gets_it(tmp_path: Path) -> None:
-    session = store.create_session(tmp_path, "old", Config(env_id="CartPole-v1"))
-
-    def indexes() -> set[str]:
-        with session.read() as db:
-            return set(db.execute(sa.text("SELECT name FROM sqlite_master WHERE type = 'index'")).scalars())
-
-    all_of_them = indexes()
-    assert "ix_metric_name" in all_of_them
-    with session.write() as db:
-        db.execute(sa.text("DROP INDEX ix_metric_name"))
-    session.close()
-    session = store.open_session(tmp_path, "old")
-    assert indexes() == all_of_them
-    session.close()
 
 
 def test_what_another_process_wished_is_seen_at_once(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from fastapi.testclient import TestClient
 from test_labeling import axe_finds
 from test_webui import API, client, serve, wait_for
 
-from rlhf_gym import store
+from rlhf_gym import files
 from rlhf_gym.store import START
 from rlhf_gym.tables import event_table
 
@@ -40,7 +40,7 @@ def movies(tmp_path_factory: pytest.TempPathFactory) -> dict[int, bytes]:
 
 def put_round(loop: Any, number: int, movie: bytes, frames: int, mean: float = 50.0, **verdict: Any) -> None:
     """What the loop leaves of a round: agent, video, evaluation, verdict."""
-    store.write_atomic(loop.session.video(number), movie)
+    files.write_atomic(loop.session.video(number), movie)
     values = [math.sin(0.1 * i + number) for i in range(frames)]
     own = {
         "judge": 2,
@@ -320,6 +320,6 @@ def test_axe_finds_nothing_serious(page: Any, serve: Any, wall: Any, size: tuple
 
 def test_an_unreadable_video_does_not_hold_up_the_others(page: Any, serve: Any, wall: Any) -> None:
     loop = wall(2)
-    store.write_atomic(loop.session.video(0), b"no video at all")
+    files.write_atomic(loop.session.video(0), b"no video at all")
     open_wall(page, serve())
     until(page, "document.querySelector('.tile[data-round=\"1\"] video').currentTime > 0.5")

@@ -21,7 +21,7 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from rlhf_gym import store
+from rlhf_gym import files, store
 from rlhf_gym.config import UserError
 from webui import charts
 from webui.app import create_app
@@ -841,7 +841,7 @@ def test_the_newest_video_plays(page: Any, serve: Any, make_session: Any) -> Non
         page.wait_for_selector("#agent video")
         assert page.inner_text("#agent figcaption") == "The untrained agent · true return 21.5"
         page.wait_for_function("() => document.querySelector('#agent video').currentTime > 0.1")
-        store.write_atomic(
+        files.write_atomic(
             loop.session.video(0), loop.session.video(store.START).read_bytes()
         )  # whole, as the loop does
         loop.record(0, 75.0)

@@ -152,6 +152,8 @@ def metric_rows(rounds: int, rng: random.Random) -> Iterator[dict[str, Any]]:
     for number in range(store.START, rounds):
         for name in ("eval/mean", "eval/std", "eval/mean_length"):
             yield dict(round=number, phase="record", step=0, name=name, value=rng.random())
+        if number != store.START:
+            yield dict(round=number, phase="collect", step=0, name=store.CLIP_BYTES, value=1e6)
         for step in range(METRIC_STEPS):
             for name in METRICS:
                 yield dict(round=number, phase="train_agent", step=step, name=name, value=rng.random())
