@@ -6,11 +6,17 @@ import time
 from typing import Any
 
 import pytest
-from test_webui import press, serve, shown, wait_for
+from fastapi.testclient import TestClient
+from test_labeling import rows
+from test_webui import API, client, label, press, serve, settle, shown, wait_for
 
+from rlhf_gym import store
 from webui.state import Open
 
-__all__ = ["serve"]  # a fixture
+__all__ = ["client", "serve"]  # fixtures
+
+LABELS = "**/labels"  # where labels are posted
+REFUSED = r"ERR_FAILED|ERR_CONNECTION_REFUSED|ERR_CONNECTION_RESET|ERR_INCOMPLETE_CHUNKED|ERR_EMPTY_RESPONSE"
 
 
 def open_tabs(context: Any, server: Any, *names: str) -> list[Any]:
@@ -24,6 +30,26 @@ def open_tabs(context: Any, server: Any, *names: str) -> list[Any]:
 def follow(tab: Any, pair: int, seconds: float = 5.0) -> None:
     """Waits until the tab shows this pair."""
     tab.wait_for_selector(f"#stage[data-ready=true][data-pair='{pair}']", timeout=1000 * seconds)
+
+
+def wait_in(tab: Any, condition: Any, seconds: float = 5.0) -> None:
+    """Like wait_for, while the browser's requests are routed."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        tab.wait_for_timeout(20)
+
+
+def strip(tab: Any) -> list[list[Any]]:
+    """Pair and choice of each thumbnail."""
+    said: list[list[Any]] = tab.locator("#strip button").evaluate_all(
+        "all => all.map((e) => [Number(e.dataset.pair), e.dataset.choice])"
+    )
+    return said
+
+
+def count(tab: Any) -> str:
+    return str(tab.locator("#count span").first.inner_text())
 
 
 # ---------------------------------------------------------------------------------------------- more tabs than six
@@ -100,3 +126,213 @@ def test_a_browser_without_shared_workers(page: Any, serve: Any, make_session: A
     assert shown(page) == first
     loop.session.add_label("elsewhere", first, "left")
     follow(page, second)
+
+
+# ---------------------------------------------------------------------------------------------- a label sent twice
+
+
+@pytest.mark.parametrize("second", ["left", "right"])
+def test_two_tabs_answer_the_same_pair_and_the_newest_counts(
+    context: Any, serve: Any, make_session: Any, second: str
+) -> None:
+    loop, server = make_session(pairs=3), serve()
+    ids = [p.id for p in loop.session.pairs(0, 0)]
+    tabs = open_tabs(context, server, "cartpole-1", "cartpole-1")
+    held: list[Any] = []
+    for tab, choice in zip(tabs, ("left", second), strict=True):
+        tab.route(LABELS, lambda route: held.append(route))
+        press(tab, f"Arrow{choice.title()}")
+    wait_in(tabs[1], lambda: len(held) == 2)
+    for number, route in enumerate(held, 1):
+        route.continue_()
+        wait_in(tabs[1], lambda n=number: len(rows(loop.session)) == n)
+    assert [row.choice for row in rows(loop.session)] == ["left", second]
+    assert loop.labels(0) == [second, None, None]
+    for tab in tabs:
+        wait_in(tab, lambda t=tab: strip(t) == [[ids[0], second]] and count(t) == "2 of 3")
+        assert shown(tab) == ids[1]
+
+
+def test_a_label_whose_answer_is_lost_or_that_two_tabs_hold_counts_once(
+    context: Any, serve: Any, make_session: Any, console: Any
+) -> None:
+    console.allow(REFUSED)
+    loop, server = make_session(pairs=3), serve()
+    first, second, _ = (p.id for p in loop.session.pairs(0, 0))
+    [tab] = open_tabs(context, server, "cartpole-1")
+    lost: list[int] = []
+
+    def lose(route: Any) -> None:
+        lost.append(route.fetch().status)
+        route.abort()
+
+    tab.route(LABELS, lose)
+    press(tab, "ArrowLeft")
+    wait_in(tab, lambda: lost == [201, 200])
+    tab.wait_for_selector("#trouble:has-text('One label is not saved yet')")
+    waiting = tab.evaluate("Object.entries(sessionStorage)")
+    assert len(waiting) == 1
+    copy = context.new_page()  # a tab that is duplicated has its labels, too
+    copy.add_init_script(f"sessionStorage.setItem({waiting[0][0]!r}, {waiting[0][1]!r})")
+    copy.goto(server.page("cartpole-1"))
+    follow(copy, second)
+    tab.unroute(LABELS)
+    tab.wait_for_selector("#trouble", state="hidden")
+    assert [(row.pair, row.choice) for row in rows(loop.session)] == [(first, "left")]
+    assert [count(t) for t in (tab, copy)] == ["2 of 3"] * 2
+
+
+def test_a_double_click_is_one_label(page: Any, serve: Any, make_session: Any) -> None:
+    loop, server = make_session(pairs=3), serve()
+    page.goto(server.page("cartpole-1"))
+    shown(page)
+    settle(page)
+    box = page.get_by_role("button", name="Right better").bounding_box()
+    page.mouse.click(box["x"] + 5, box["y"] + 5, click_count=2, delay=200)  # the next pair has been there for a while
+    wait_for(lambda: loop.labels(0)[0] == "right")
+    page.wait_for_timeout(200)
+    assert loop.labels(0) == ["right", None, None]
+
+
+# ---------------------------------------------------------------------------------------------- two tabs, one truth
+
+
+def test_what_is_done_in_one_tab_is_seen_in_the_other(context: Any, serve: Any, make_session: Any) -> None:
+    loop, server = make_session(pairs=5), serve()
+    ids = [p.id for p in loop.session.pairs(0, 0)]
+    one, two = open_tabs(context, server, "cartpole-1", "cartpole-1")
+    for key in ("ArrowLeft", "ArrowLeft"):
+        press(one, key)
+    follow(two, ids[2])
+    wait_in(two, lambda: count(two) == "3 of 5")
+    since = two.get_attribute("#stage", "data-since")
+
+    one.keyboard.press("z")
+    wait_in(two, lambda: count(two) == "2 of 5" and strip(two) == [[ids[0], "left"]])
+    assert shown(two) == ids[2]  # what is on screen stays, and does not begin anew
+    assert two.get_attribute("#stage", "data-since") == since
+    press(two, "ArrowUp")
+    follow(two, ids[1])  # it is to be labeled again
+
+    wait_in(one, lambda: strip(one) == [[ids[0], "left"], [ids[2], "equal"]])
+    one.locator("#strip button").first.click()
+    press(one, "ArrowRight")  # a change of mind
+    wait_in(two, lambda: strip(two) == [[ids[2], "equal"], [ids[0], "right"]])
+    two.keyboard.press("z")  # takes back what was said last, in whichever tab
+    follow(two, ids[0])
+    wait_for(lambda: loop.labels(0) == [None, None, "equal", None, None])
+    for tab in (one, two):
+        wait_in(tab, lambda t=tab: count(t) == "2 of 5" and strip(t) == [[ids[2], "equal"]])
+
+    two.locator("#strip button").first.click()
+    press(one, "ArrowDown")
+    wait_in(two, lambda: len(strip(two)) == 2)
+    assert two.locator("#change-note").is_visible()  # a look at an old pair is not cut short either
+    assert shown(two) == ids[2]
+
+
+def test_a_tab_by_itself_asks_for_pairs_once(page: Any, serve: Any, make_session: Any) -> None:
+    loop, server = make_session(pairs=8), serve()
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url) if "/pairs" in request.url else None)
+    page.goto(server.page("cartpole-1"))
+    for key in ("ArrowLeft", "ArrowRight", "z", "ArrowUp", "ArrowLeft", "ArrowLeft", "z", "z"):
+        press(page, key)
+    wait_for(lambda: loop.labels(0) == ["left", "equal", *[None] * 6])
+    page.wait_for_timeout(600)  # longer than the stream takes to tell
+    assert len(asked) == 1
+
+
+def test_goal_pause_and_stop_are_seen_in_both_tabs(context: Any, serve: Any, make_session: Any, console: Any) -> None:
+    console.allow(REFUSED)
+    loop, server = make_session(pairs=1), serve()
+    one, two = open_tabs(context, server, "cartpole-1", "cartpole-1")
+    two.click("#goal")
+    one.click("#goal")
+    one.keyboard.type("Spin")
+    one.keyboard.press("Enter")
+    wait_for(lambda: loop.session.goal() == "Spin")
+    two.wait_for_timeout(500)
+    two.keyboard.press("Escape")
+    two.wait_for_selector("#goal:has-text('Spin')", timeout=1000)  # not the one from before it was edited here
+
+    with loop.session.lock():
+        press(one, "ArrowLeft")
+        training = dict(phase="train_agent", round=0, done=5, total=20, unit="steps")
+        loop.session.write_progress(**training)
+        one.click("#watch-view [data-steer=pause]")
+        wait_for(lambda: loop.session.events("pause"))
+        loop.session.write_progress(**training, paused=True)  # as the loop does
+        for tab in (one, two):
+            tab.wait_for_selector("#watch-view [data-steer=continue]")
+        two.click("#watch-view [data-steer=stop]")
+        two.click("#sure [value=yes]")
+        wait_for(lambda: loop.session.events("stop"))
+        two.wait_for_selector("#sure", state="hidden")
+    for tab in (one, two):
+        tab.wait_for_selector("#now-title:has-text('Not running')")
+    server.stop()
+    for tab in (one, two):
+        tab.wait_for_selector("#trouble:has-text('Stopped; everything is kept.')")
+
+
+# ---------------------------------------------------------------------------------------------- labels that do not fit
+
+
+def test_a_pair_of_another_session_is_refused(client: TestClient, make_session: Any) -> None:
+    make_session("cartpole-1", pairs=1)
+    other = make_session("cartpole-2", pairs=3).session.pairs(0, 0)[2].id
+    answer = client.post(f"{API}/labels", json=label(other))
+    assert (answer.status_code, answer.json()["detail"]) == (
+        404, f"Session 'cartpole-1' has no pair {other}: ask for the next ones.",
+    )  # fmt: skip
+
+
+def test_the_page_says_why_a_label_was_refused_and_goes_on(
+    page: Any, serve: Any, make_session: Any, console: Any
+) -> None:
+    console.allow("status of (404|422)")
+    loop, server = make_session(pairs=3), serve()
+    first, second, third = (p.id for p in loop.session.pairs(0, 0))
+    page.goto(server.page("cartpole-1"))
+    shown(page)
+    with loop.session.write() as db:
+        db.execute(store.pair_table.delete().where(store.pair_table.c.id == first))
+    press(page, "ArrowLeft")
+    page.wait_for_selector(f"#toast:has-text('has no pair {first}')")
+    wait_in(page, lambda: count(page) == "1 of 2")
+    assert shown(page) == second
+    page.evaluate(
+        """(pair) => {
+          const key = `rlhf-gym outbox cartpole-1 ${JSON.parse(document.getElementById("app").dataset.state).created}`;
+          const body = { id: "not an id!", pair, choice: "left" };
+          sessionStorage.setItem(key, JSON.stringify([{ kind: "labels", body, batch: "0-0", round: 0 }]));
+        }""",
+        third,
+    )
+    page.reload()
+    page.wait_for_selector("#toast:has-text(\"id 'not an id!'\")")
+    press(page, "ArrowRight")
+    wait_for(lambda: loop.labels(0) == ["right", None])
+    assert shown(page) == third
+    assert page.evaluate("sessionStorage.length") == 0
+
+
+def test_labels_for_a_session_never_go_to_another_of_its_name(
+    page: Any, serve: Any, make_session: Any, console: Any, tmp_path: Any
+) -> None:
+    console.allow(REFUSED)
+    loop, server = make_session(pairs=3), serve()
+    page.goto(server.page("cartpole-1"))
+    shown(page)
+    server.stop()
+    press(page, "ArrowLeft")
+    page.wait_for_selector("#trouble:has-text('One label is not saved yet')")
+    loop.session.close()
+    loop.session.path.rename(tmp_path / "elsewhere")
+    new = make_session(pairs=4)
+    page.on("dialog", lambda dialog: dialog.accept())  # the browser asks before it leaves
+    serve(server.port)
+    page.wait_for_selector("#count:has-text('1 of 4')")
+    page.wait_for_timeout(500)
+    assert new.labels(0) == [None] * 4

@@ -9,6 +9,7 @@ const TIMEOUT_MS = 40000; // longer than the server itself waits for the databas
 
 export class Outbox {
   #base;
+  #created;
   #key;
   #listeners;
   #waiting = [];
@@ -17,8 +18,10 @@ export class Outbox {
   #failures = 0;
 
   /** events: saved(item, answer), refused(item, sentence), trouble(count, sentence or null). */
-  constructor(base, key, events) {
+  constructor(base, { name, created }, events) {
+    const key = `rlhf-gym outbox ${name} ${created}`;
     this.#base = base;
+    this.#created = created;
     this.#key = key;
     this.#listeners = [events];
     this.#waiting = JSON.parse(sessionStorage.getItem(key) ?? "[]");
@@ -52,7 +55,9 @@ export class Outbox {
   async #send() {
     this.#busy = true;
     const item = this.#waiting[0];
-    const { status, answer } = await post(`${this.#base}/${item.kind}`, item.body);
+    const there = this.#failures ? await getJson(this.#base) : { created: this.#created };
+    if (there && there.created !== this.#created) return; // another session of that name: these are not for it
+    const { status, answer } = there ? await post(`${this.#base}/${item.kind}`, item.body) : { status: 0, answer: null };
     this.#busy = false;
     if (status === 0 || status === 401 || status >= 500) {
       this.#failures += 1;
