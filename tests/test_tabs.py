@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import re
+import socket
+import sqlite3
+import subprocess
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from fastapi.testclient import TestClient
+from processes import TINY, Spawned
 from test_labeling import rows
 from test_webui import API, client, label, press, serve, settle, shown, wait_for
 
@@ -319,7 +331,7 @@ def test_the_page_says_why_a_label_was_refused_and_goes_on(
 
 
 def test_labels_for_a_session_never_go_to_another_of_its_name(
-    page: Any, serve: Any, make_session: Any, console: Any, tmp_path: Any
+    page: Any, serve: Any, make_session: Any, console: Any, tmp_path: Path
 ) -> None:
     console.allow(REFUSED)
     loop, server = make_session(pairs=3), serve()
@@ -336,3 +348,170 @@ def test_labels_for_a_session_never_go_to_another_of_its_name(
     page.wait_for_selector("#count:has-text('1 of 4')")
     page.wait_for_timeout(500)
     assert new.labels(0) == [None] * 4
+
+
+# ---------------------------------------------------------------------------------------------- a database that is away
+
+
+@pytest.fixture
+def no_traceback(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """The server has nothing to complain about."""
+    yield
+    assert [r.getMessage() for r in caplog.get_records("call") if r.levelno >= logging.WARNING] == []
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """The data directory, on a disk of two megabytes."""
+    data = tmp_path / "data"
+    data.mkdir()
+    if not sys.platform.startswith("linux") or os.getuid() != 0:
+        pytest.skip("only root on Linux may mount a small disk")
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "none", data], capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"a small disk cannot be mounted here: {mounted.stderr.strip()}")
+    yield data
+    subprocess.run(["umount", "--lazy", data], check=True)
+
+
+def lock_database(session: store.Session) -> sqlite3.Connection:
+    """Another program writes to the database, and takes its time."""
+    other = sqlite3.connect(session.path / "session.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    return other
+
+
+def impatient(opened: Open, ms: int) -> None:
+    """Lets a server wait that long for a locked database, not half a minute."""
+    sa.event.listen(opened.session.engine, "connect", lambda db, _: db.execute(f"PRAGMA busy_timeout={ms}"))
+    opened.session.engine.dispose()
+
+
+@pytest.mark.usefixtures("no_traceback")
+@pytest.mark.parametrize("seconds", [3, pytest.param(10, marks=pytest.mark.full)])
+def test_labels_wait_while_another_program_writes(page: Any, serve: Any, make_session: Any, seconds: int) -> None:
+    loop, server = make_session(pairs=4), serve()
+    posted: list[int] = []
+    page.on("response", lambda r: posted.append(r.status) if r.request.method == "POST" else None)
+    page.goto(server.page("cartpole-1"))
+    with closing(lock_database(loop.session)) as other:
+        press(page, "ArrowLeft")
+        page.wait_for_selector("#trouble:has-text('One label is not saved yet')", timeout=2000)
+        for key in ("ArrowRight", "ArrowUp"):
+            press(page, key)
+        page.wait_for_selector("#trouble:has-text('3 labels are not saved yet')", timeout=2000)
+        page.wait_for_timeout(1000 * seconds)
+        assert "gone" not in page.inner_text("#trouble")
+        assert count(page) == "4 of 4"
+        assert (posted, loop.labels(0)) == ([], [None] * 4)
+        other.execute("ROLLBACK")
+    page.wait_for_selector("#trouble", state="hidden", timeout=3000)
+    wait_in(page, lambda: loop.labels(0) == ["left", "right", "equal", None])
+    assert posted == [201, 201, 201]
+
+
+@pytest.mark.usefixtures("no_traceback")
+def test_a_database_that_stays_locked_is_told_in_a_sentence(
+    page: Any, serve: Any, make_session: Any, console: Any
+) -> None:
+    console.allow("status of 503")
+    loop, server = make_session(pairs=2), serve()
+    page.goto(server.page("cartpole-1"))
+    shown(page)
+    impatient(server._sessions.open("cartpole-1"), 200)
+    with closing(lock_database(loop.session)) as other:
+        press(page, "ArrowRight")
+        page.wait_for_selector("#trouble:has-text('cannot be used just now (database is locked)')")
+        assert page.inner_text("#trouble").startswith("One label is not saved yet, trying again.")
+        assert loop.labels(0) == [None, None]
+        other.execute("ROLLBACK")
+    page.wait_for_selector("#trouble", state="hidden")
+    wait_in(page, lambda: loop.labels(0) == ["right", None])
+
+
+def test_too_many_who_wait_for_the_database_are_told_so(
+    client: TestClient, make_session: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = make_session(pairs=1)
+    pool = client.app.state.sessions.open("cartpole-1").session.engine.pool  # type: ignore[attr-defined]
+    monkeypatch.setattr(pool, "_timeout", 0.1)
+    busy = [pool.connect() for _ in range(15)]
+    answer = client.post(f"{API}/labels", json=label(loop.session.pairs(0, 0)[0].id))
+    assert answer.status_code == 503
+    assert re.fullmatch(r"[^\n]*\(too many wait for it\): nothing was changed, try again\.", answer.json()["detail"])
+    for connection in busy:
+        connection.close()
+
+
+@pytest.mark.usefixtures("no_traceback")
+def test_a_label_waits_until_the_full_disk_has_room(
+    small_disk: Path, page: Any, serve: Any, make_session: Any, console: Any
+) -> None:
+    console.allow("status of 503")
+    loop, server = make_session(pairs=3, frames=8), serve()
+    page.goto(server.page("cartpole-1"))
+    press(page, "ArrowLeft")
+    wait_in(page, lambda: loop.labels(0) == ["left", None, None])
+    filler = small_disk / "filler"
+    with pytest.raises(OSError, match="No space left"), open(filler, "wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+    press(page, "ArrowRight")
+    page.wait_for_selector("#trouble:has-text('(database or disk is full): nothing was changed')")
+    assert loop.labels(0) == ["left", None, None]
+    filler.unlink()
+    page.wait_for_selector("#trouble", state="hidden")
+    wait_in(page, lambda: loop.labels(0) == ["left", "right", None])
+    press(page, "ArrowUp")
+    wait_in(page, lambda: loop.labels(0) == ["left", "right", "equal"])
+
+
+# ---------------------------------------------------------------------------------------------- a server that is killed
+
+
+def test_labels_given_while_the_program_is_killed_and_resumed(page: Any, console: Any, tmp_path: Path) -> None:
+    """The tab is even reloaded meanwhile: what waits in it stays."""
+    console.allow(REFUSED)
+    settings = dict(zip(TINY[::2], TINY[1::2], strict=True))
+    del settings["--labeler"]
+    words = [word for pair in settings.items() for word in pair]
+    with closing(socket.create_server(("127.0.0.1", 0))) as free:
+        port = free.getsockname()[1]
+    here = ("--no-browser", "--port", port)
+    with Spawned("run", "CartPole-v1", "--session", "one", *here, *words, cwd=tmp_path) as one:
+        url = one.wait_for(r"http://\S+\?token=\S+").group()
+        one.wait_for_phase("label", "one")
+        session = store.open_session(tmp_path / "data", "one")
+        page.goto(url)
+        press(page, "ArrowLeft")
+        wait_in(page, lambda: session.last_label_id() == 1 and page.evaluate("sessionStorage.length") == 0)
+        one.process.kill()
+        one.process.wait()
+    for key in ("ArrowRight", "ArrowUp"):
+        press(page, key)
+    page.wait_for_selector("#trouble:has-text('The server is gone')")
+    page.wait_for_selector("#trouble:has-text('2 labels are not saved yet')")
+    page.on("dialog", lambda dialog: dialog.accept())  # the browser asks before it leaves
+    address = page.url
+    with pytest.raises(Exception, match="ERR_CONNECTION_REFUSED"):
+        page.reload()
+    assert session.last_label_id() == 1
+    with Spawned("resume", "one", *here, cwd=tmp_path) as one:
+        one.wait_for(r"http://\S+\?token=\S+")
+        page.goto(address)  # the browser tries again by itself, too
+        wait_in(page, lambda: session.last_label_id() == 3)
+        assert [p.choice for p in session.pairs(0, 0)] == ["left", "right", "equal", None, None, None]
+        wait_in(page, lambda: count(page) == "4 of 6")
+        one.process.kill()
+        one.process.wait()
+        press(page, "ArrowLeft")
+        page.wait_for_selector("#trouble:has-text('One label is not saved yet')")
+    with Spawned("resume", "one", *here, cwd=tmp_path):  # this time the tab just stays open
+        page.wait_for_selector("#trouble", state="hidden", timeout=60_000)
+        wait_in(page, lambda: [p.choice for p in session.pairs(0, 0)][:4] == ["left", "right", "equal", "left"])
+        for key in ("ArrowRight", "ArrowDown"):
+            press(page, key)
+        page.wait_for_selector("#watch-view")
+        wait_in(page, lambda: session.last_label_id() == 6)
+        page.goto("about:blank")
+    session.close()
