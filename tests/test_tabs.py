@@ -350,6 +350,24 @@ def test_labels_for_a_session_never_go_to_another_of_its_name(
     assert new.labels(0) == [None] * 4
 
 
+def test_the_page_of_a_session_that_was_deleted_says_so(
+    page: Any, serve: Any, make_session: Any, console: Any, tmp_path: Path
+) -> None:
+    console.allow("status of 404")
+    loop, server = make_session(pairs=2), serve()
+    make_session("other-1")
+    page.goto(server.page("cartpole-1"))
+    shown(page)
+    moved_to = server._sessions.trash("cartpole-1")
+    page.wait_for_selector("#trouble:has-text('No session \"cartpole-1\"')")
+    assert "Sessions: other-1." in page.inner_text("#trouble")
+    assert "gone" not in page.inner_text("#trouble")
+    moved_to.rename(loop.session.path)
+    page.wait_for_selector("#trouble", state="hidden")
+    press(page, "ArrowLeft")
+    wait_for(lambda: loop.labels(0) == ["left", None])
+
+
 # ---------------------------------------------------------------------------------------------- a database that is away
 
 

@@ -12,8 +12,9 @@ export class Live {
   #source = null;
   #shared = null; // the port of the shared worker
   #gone = null;
+  #why = null; // the server answers, but not with a state
 
-  /** events: state(state), up(), down(). */
+  /** events: state(state), up(), down(why). */
   constructor(base, events) {
     this.#base = base;
     this.#events = events;
@@ -44,13 +45,19 @@ export class Live {
     this.#source = null;
   }
 
-  #hear({ up, state }) {
+  #hear({ up, why, state }) {
     if (up) {
       clearTimeout(this.#gone);
-      this.#gone = null;
+      this.#gone = this.#why = null;
       this.#events.up();
-    } else if (up === false) this.#gone ??= setTimeout(() => this.#events.down(), GONE_AFTER_MS);
+    } else if (up === false) this.#down(why);
     if (state) this.#events.state(state);
+  }
+
+  #down(why) {
+    if (why || this.#why) this.#events.down(why);
+    else this.#gone ??= setTimeout(() => this.#events.down(this.#why), GONE_AFTER_MS);
+    this.#why = why;
   }
 }
 
