@@ -157,7 +157,6 @@ export class Labeling {
     const passed = performance.now() - this.#shownAt;
     if (!pair || pair !== this.#queue[0] || passed < SETTLE_MS) return;
     const strength = strong && (choice === "left" || choice === "right") ? "strong" : "normal";
-    const sheets = this.#sheets.ready(pair);
     const body = { pair: pair.id, choice, strength, ...this.#measured(passed) };
     const changed = this.#changing;
     this.#queue.shift();
@@ -172,7 +171,8 @@ export class Labeling {
     this.outbox.add("labels", body, { batch: this.#batch, round: pair.round });
     flash([this.#figures, this.#view.querySelector(`[data-choice=${choice}]`)], choice, strength);
     if (changed) this.#strip.add(pair, choice, strength); // its picture is there
-    else afterFrame(() => this.#history.includes(pair) && this.#strip.add(pair, choice, strength, sheets));
+    else
+      afterFrame(() => this.#history.includes(pair) && this.#strip.add(pair, choice, strength, this.#sheets.ready(pair)));
     const said = (strength === "strong" ? "Much: " : "") + SAID[choice];
     this.#say.speak(`${said}. ${this.#queue.length ? `Pair ${this.#labeled + 1} of ${this.#total}.` : "Batch done."}`);
     if (this.#more && this.#queue.length < FETCH / 4) {

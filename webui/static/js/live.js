@@ -10,7 +10,8 @@ export class Live {
   #base;
   #events;
   #source = null;
-  #shared = null; // the port of the shared worker
+  #worker = null; // kept: one that is garbage tells of no error
+  #shared = null; // its port
   #gone = null;
   #why = null; // the server answers, but not with a state
 
@@ -19,9 +20,9 @@ export class Live {
     this.#base = base;
     this.#events = events;
     if ("SharedWorker" in window) {
-      const worker = new SharedWorker("/static/js/shared.js", { type: "module" });
-      this.#shared = worker.port;
-      worker.onerror = () => {
+      this.#worker = new SharedWorker("/static/js/shared.js", { type: "module" });
+      this.#shared = this.#worker.port;
+      this.#worker.onerror = () => {
         this.#shared = null; // it did not start: a stream of our own
         this.#begin();
       };
