@@ -141,8 +141,10 @@ def create_app(
         return problem(request, 409, str(error))
 
     @app.exception_handler(sqlalchemy.exc.DatabaseError)
-    async def database_error(request: Request, error: sqlalchemy.exc.DatabaseError) -> Response:
-        detail = f"The session's database cannot be used just now ({error.orig}): nothing was changed, try again."
+    @app.exception_handler(sqlalchemy.exc.TimeoutError)  # so many wait for a locked one that no connection is left
+    async def database_error(request: Request, error: sqlalchemy.exc.SQLAlchemyError) -> Response:
+        reason = getattr(error, "orig", "too many wait for it")
+        detail = f"The session's database cannot be used just now ({reason}): nothing was changed, try again."
         return problem(request, 503, detail)
 
     for part in (dashboard, history, shelf, steering):
@@ -196,10 +198,8 @@ def create_app(
         while not stopping.is_set():
             try:
                 state = (await run_in_threadpool(found.state, fresh=not sent)).model_dump_json()
-            except (UserError, sqlalchemy.exc.DatabaseError):
-                if found.gone():
-                    return
-                raise
+            except (UserError, sqlalchemy.exc.DatabaseError, sqlalchemy.exc.TimeoutError):
+                return  # the session is gone, or its database cannot be used: who asks for the state is told
             if state != sent:
                 sent = state
                 yield ServerSentEvent(raw_data=state, retry=RECONNECT_MS)

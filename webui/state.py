@@ -239,10 +239,6 @@ class Open:
         with self._lock:  # whoever asks meanwhile whether a loop runs has the lock file open
             return store.trash_session(data_dir, self.session)
 
-    def gone(self) -> bool:
-        """Whether it was moved away, as to the trash."""
-        return not self.session.path.is_dir()
-
     def state(self, fresh: bool = True) -> State:
         """The state now; `fresh=False` reads the database only when its files have changed (for event streams)."""
         stamp = _stamp(self.session)

@@ -9,6 +9,7 @@ export class Goal {
   #button = document.getElementById("goal");
   #input = document.getElementById("goal-input");
   #text = "";
+  #told = ""; // what the server said last: another tab may change it while one types
   #pending = null; // sent, but not yet told back by the server
   #base;
   #ask = document.getElementById("goal-ask");
@@ -18,7 +19,7 @@ export class Goal {
     this.#base = base;
     this.#button.addEventListener("click", () => this.#edit());
     this.#input.addEventListener("keydown", (event) => {
-      if (event.key === "Escape") this.#input.value = this.#text;
+      if (event.key === "Escape") this.#input.value = this.#text; // as it was when one began
       if (event.key === "Escape" || (event.key === "Enter" && !event.isComposing)) this.#input.blur();
     });
     this.#input.addEventListener("blur", async () => {
@@ -26,14 +27,19 @@ export class Goal {
       this.#input.hidden = true;
       this.#button.hidden = false;
       const text = this.#input.value.trim();
-      if (text === this.#text) return;
+      if (text === this.#text) {
+        this.#paint(this.#told);
+        return;
+      }
       const before = this.#text;
+      const told = this.#told;
       this.#pending = text;
       this.#paint(text);
       const { status, answer } = await post(`${base}/goal`, { text });
       this.#pending = null;
       if (status >= 200 && status < 300) {
         this.#ask.hidden = !answer?.last_label; // without labels there is nothing to ask
+        if (this.#told !== told) this.#paint(this.#told); // ours, or one that came after it
         return;
       }
       this.#paint(before);
@@ -55,6 +61,7 @@ export class Goal {
   }
 
   show(text) {
+    this.#told = text;
     if (this.#pending === null && this.#input.hidden) this.#paint(text);
   }
 

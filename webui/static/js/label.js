@@ -4,10 +4,10 @@ import { Outbox, getJson } from "./outbox.js";
 import { Player } from "./player.js";
 import { Sheets } from "./sheets.js";
 import { SAID, Strip } from "./strip.js";
-import { fit, flash } from "./layout.js";
+import { afterFrame, fit, flash } from "./layout.js";
 import { swipes } from "./swipe.js";
 import { Offer } from "./offer.js";
-import { Pace } from "./pace.js";
+import { Hidden, Pace } from "./pace.js";
 
 export const SETTLE_MS = 150; // a pair that has only just appeared cannot have been judged
 const HELD_MS = 450; // a finger that stays so long on a side says much better
@@ -32,7 +32,9 @@ export class Labeling {
   #shownAt = 0;
   #labeled = 0;
   #total = 0;
+  #state = null; // the newest that we were told
   #seen = 0; // newest label row that we know of
+  #others = false; // whether another tab has labeled before that one
   #more = false; // whether the server has further pairs of this batch
   #loading = 0;
   #pace = new Pace();
@@ -42,13 +44,13 @@ export class Labeling {
   #fitted = ""; // the size of the frames that there is room for
   #pressed = 0; // when a finger came down
   #changing = null; // the entry of the strip that is judged anew
-  #hidden = { since: null, passed: 0 }; // ms that the pair on screen was not to be seen
+  #hidden = new Hidden();
 
   /** say: { toast(text), speak(text), trouble(count, sentence), count(text, share) }. */
   constructor(base, state, say) {
     this.#base = base;
     this.#say = say;
-    this.outbox = new Outbox(base, `rlhf-gym outbox ${state.name} ${state.created}`, {
+    this.outbox = new Outbox(base, state, {
       saved: (item, answer) => this.#saved(item, answer),
       refused: (item, sentence) => this.#refused(sentence),
       trouble: say.trouble,
@@ -61,7 +63,6 @@ export class Labeling {
     this.#offer = new Offer(base, say);
     this.#buttons();
     swipes(this.#view, this.#stage, (choice) => this.choose(choice));
-    document.addEventListener("visibilitychange", () => this.#seenOrNot());
     new ResizeObserver(() => this.#fit(true)).observe(this.#stage);
     this.outbox.kick();
   }
@@ -69,16 +70,23 @@ export class Labeling {
   // ---------------------------------------------------------------- following the session
 
   update(state) {
+    this.#state = state;
     const batch = `${state.round}-${state.attempt}`;
     if (batch !== this.#batch) {
       this.#reset(batch);
       this.#total = state.pairs;
       this.#labeled = state.labeled;
       this.#load();
-    } else if (!this.outbox.items.length && state.last_label > this.#seen && state.labeled !== this.#labeled) {
-      this.#load(); // someone labels in another tab too
-    }
+    } else this.#follow();
     this.#count();
+  }
+
+  /** Another tab labels, changes its mind or takes back, too: once nothing of ours is under way, the server knows. */
+  #follow() {
+    if (this.#batch === null || this.outbox.items.length) return;
+    const { last_label, labeled } = this.#state;
+    const newer = last_label > this.#seen || (last_label === this.#seen && labeled !== this.#labeled);
+    if (newer || this.#others) this.#load();
   }
 
   leave() {
@@ -124,9 +132,13 @@ export class Labeling {
       this.#total = answer.total;
       this.#seen = Math.max(this.#seen, answer.last_label);
       this.#labeled = answer.labeled + answer.pairs.length - fresh.length;
-      const current = fresh.find((pair) => pair.id === this.#shown?.id);
-      this.#queue = current ? [current, ...fresh.filter((pair) => pair !== current)] : fresh;
-      this.#change(null);
+      this.#others = false;
+      this.#history = []; // what is taken back next is the server's to say
+      const top = this.#changing?.pair ?? this.#shown;
+      const waits = fresh.some((pair) => pair.id === top?.id);
+      const stays = waits || this.#changing; // what is on screen goes on undisturbed
+      this.#queue = stays ? [top, ...fresh.filter((pair) => pair.id !== top.id)] : fresh;
+      if (waits) this.#change(null);
       this.#strip.load();
     }
     this.#show();
@@ -145,7 +157,6 @@ export class Labeling {
     const passed = performance.now() - this.#shownAt;
     if (!pair || pair !== this.#queue[0] || passed < SETTLE_MS) return;
     const strength = strong && (choice === "left" || choice === "right") ? "strong" : "normal";
-    const sheets = this.#sheets.ready(pair);
     const body = { pair: pair.id, choice, strength, ...this.#measured(passed) };
     const changed = this.#changing;
     this.#queue.shift();
@@ -160,7 +171,8 @@ export class Labeling {
     this.outbox.add("labels", body, { batch: this.#batch, round: pair.round });
     flash([this.#figures, this.#view.querySelector(`[data-choice=${choice}]`)], choice, strength);
     if (changed) this.#strip.add(pair, choice, strength); // its picture is there
-    else afterFrame(() => this.#history.includes(pair) && this.#strip.add(pair, choice, strength, sheets));
+    else
+      afterFrame(() => this.#history.includes(pair) && this.#strip.add(pair, choice, strength, this.#sheets.ready(pair)));
     const said = (strength === "strong" ? "Much: " : "") + SAID[choice];
     this.#say.speak(`${said}. ${this.#queue.length ? `Pair ${this.#labeled + 1} of ${this.#total}.` : "Batch done."}`);
     if (this.#more && this.#queue.length < FETCH / 4) {
@@ -171,16 +183,9 @@ export class Labeling {
 
   /** How the pair was looked at, logged with its label. */
   #measured(passed) {
-    this.#seenOrNot();
     const ms = (time) => Math.round(Math.min(time, 2 ** 31 - 1));
     const { loops, restarts, pauses } = this.#player;
-    return { response_ms: ms(passed), replays: loops + restarts, pauses, hidden_ms: ms(this.#hidden.passed) };
-  }
-
-  #seenOrNot() {
-    const now = performance.now();
-    if (this.#hidden.since !== null) this.#hidden.passed += now - this.#hidden.since;
-    this.#hidden.since = document.hidden ? now : null;
+    return { response_ms: ms(passed), replays: loops + restarts, pauses, hidden_ms: ms(this.#hidden.passed()) };
   }
 
   /** A pair of the strip comes back on screen, to be judged anew or left as it is. */
@@ -237,14 +242,17 @@ export class Labeling {
   }
 
   #saved(item, answer) {
+    this.#others ||= answer.label > this.#seen + 1;
     this.#seen = Math.max(this.#seen, answer.label);
     if (answer.counts_from > item.round) {
       this.#strip.late(item.body.pair);
       this.#say.toast("Saved. It counts from the next round.");
     }
-    if (item.kind !== "undo" || item.batch !== this.#batch) return;
-    if (item.pair === null) this.#again(this.#ofBatch(answer.pair));
-    else if (item.pair !== answer.pair.id) this.#load(); // another tab had labeled since
+    if (item.kind === "undo" && item.batch === this.#batch) {
+      if (item.pair === null) this.#again(this.#ofBatch(answer.pair));
+      else this.#others ||= item.pair !== answer.pair.id; // labeled there since
+    }
+    this.#follow();
   }
 
   #refused(sentence) {
@@ -273,7 +281,7 @@ export class Labeling {
     if (this.#shown !== pair) {
       this.#shown = pair;
       this.#shownAt = performance.now();
-      this.#hidden = { since: document.hidden ? this.#shownAt : null, passed: 0 };
+      this.#hidden.begin(this.#shownAt);
       this.#note("");
       this.#stage.dataset.ready = "true";
       this.#stage.dataset.pair = pair.id;
@@ -371,6 +379,7 @@ export class Labeling {
       if (!button) return;
       if (event.detail) button.blur(); // clicked, not pressed: Space shall pause, not choose again
       const held = event.timeStamp - this.#pressed > HELD_MS && event.pointerType === "touch";
+      if (button.dataset.choice && event.detail > 1) return; // a double click is one judgement
       if (button.dataset.choice) this.choose(button.dataset.choice, event.shiftKey || held);
       else if (button.id === "undo") this.undo();
       else if (button.id === "play") this.act("play");
@@ -387,9 +396,4 @@ export class Labeling {
     this.#scrub.addEventListener("change", () => this.#scrub.blur());
     document.getElementById("keep").addEventListener("click", () => this.#keep());
   }
-}
-
-/** Once the frame that is due has been drawn. */
-function afterFrame(act) {
-  requestAnimationFrame(() => setTimeout(act, 0));
 }

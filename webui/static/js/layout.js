@@ -35,3 +35,8 @@ export function flash([figures, button], choice, strength) {
     element.classList.add("flash", ...(strength === "strong" ? ["strong"] : []));
   }
 }
+
+/** Once the frame that is due has been drawn. */
+export function afterFrame(act) {
+  requestAnimationFrame(() => setTimeout(act, 0));
+}

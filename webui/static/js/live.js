@@ -1,21 +1,32 @@
-// The session's state as it changes: an event stream while the tab is visible, a question now and then while it is not
-// (a browser allows six connections to one server). Goes on by itself whenever the server comes back.
+// The session's state as it changes: from the server's event stream while the tab is visible, a question now and then
+// while it is not. Where the browser has shared workers, all of its pages share their streams (see shared.js).
+
+import { Questions, Stream } from "./stream.js";
 
 const HIDDEN_MS = 3000;
-const AGAIN_MS = 1000;
 const GONE_AFTER_MS = 700; // a stream that ends and opens again at once is nobody's trouble
 
 export class Live {
   #base;
   #events;
   #source = null;
-  #timer = null;
+  #worker = null; // kept: one that is garbage tells of no error
+  #shared = null; // its port
   #gone = null;
+  #why = null; // the server answers, but not with a state
 
-  /** events: state(state), up(), down(). */
+  /** events: state(state), up(), down(why). */
   constructor(base, events) {
     this.#base = base;
     this.#events = events;
+    if ("SharedWorker" in window) {
+      this.#worker = new SharedWorker("/static/js/shared.js", { type: "module" });
+      this.#shared = this.#worker.port;
+      this.#worker.onerror = () => {
+        this.#shared = null; // it did not start: a stream of our own
+        this.#begin();
+      };
+    }
     document.addEventListener("visibilitychange", () => this.#begin());
     addEventListener("pagehide", () => this.#end());
     addEventListener("pageshow", (event) => event.persisted && this.#begin());
@@ -24,46 +35,41 @@ export class Live {
 
   #begin() {
     this.#end();
-    if (document.hidden) this.#ask();
-    else this.#listen();
+    const tell = (news) => this.#hear(news);
+    if (document.hidden) this.#source = new Questions(this.#base, HIDDEN_MS, tell);
+    else if (this.#shared) this.#source = share(this.#shared, this.#base, tell);
+    else this.#source = new Stream(this.#base, tell);
   }
 
   #end() {
     this.#source?.close();
     this.#source = null;
-    clearTimeout(this.#timer);
   }
 
-  #listen() {
-    const source = (this.#source = new EventSource(`${this.#base}/events`));
-    source.onopen = () => this.#up();
-    source.onmessage = (event) => this.#events.state(JSON.parse(event.data));
-    source.onerror = () => {
-      this.#down();
-      if (source.readyState === EventSource.CLOSED) this.#timer = setTimeout(() => this.#begin(), AGAIN_MS);
-    };
+  #hear({ up, why, state }) {
+    if (up) {
+      clearTimeout(this.#gone);
+      this.#gone = this.#why = null;
+      this.#events.up();
+    } else if (up === false) this.#down(why);
+    if (state) this.#events.state(state);
   }
 
-  async #ask() {
-    try {
-      const answer = await fetch(this.#base);
-      if (answer.ok) {
-        this.#up();
-        this.#events.state(await answer.json());
-      } else this.#down();
-    } catch {
-      this.#down();
-    }
-    if (document.hidden) this.#timer = setTimeout(() => this.#ask(), HIDDEN_MS);
+  #down(why) {
+    if (why || this.#why) this.#events.down(why);
+    else this.#gone ??= setTimeout(() => this.#events.down(this.#why), GONE_AFTER_MS);
+    this.#why = why;
   }
+}
 
-  #up() {
-    clearTimeout(this.#gone);
-    this.#gone = null;
-    this.#events.up();
-  }
-
-  #down() {
-    this.#gone ??= setTimeout(() => this.#events.down(), GONE_AFTER_MS);
-  }
+/** A Stream by way of the shared worker. */
+function share(port, base, tell) {
+  port.onmessage = ({ data }) => tell(data);
+  port.postMessage({ follow: base });
+  return {
+    close() {
+      port.onmessage = null;
+      port.postMessage({ leave: true });
+    },
+  };
 }

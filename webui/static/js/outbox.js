@@ -3,27 +3,32 @@
 // The page shows the next pair at once; what it has not yet been told is on disk waits here, survives a reload of the
 // tab, and is shown as not saved when it takes long. The id of each makes a retry count once.
 
+const LATE_MS = 500; // an answer that takes longer: the database is busy, perhaps
 const FIRST_RETRY_MS = 300;
 const LONGEST_RETRY_MS = 3000;
 const TIMEOUT_MS = 40000; // longer than the server itself waits for the database
 
 export class Outbox {
   #base;
+  #created;
   #key;
   #listeners;
   #waiting = [];
   #busy = false;
   #retry = null;
   #failures = 0;
+  #trouble = null; // what was told of it last: { why }
 
   /** events: saved(item, answer), refused(item, sentence), trouble(count, sentence or null). */
-  constructor(base, key, events) {
+  constructor(base, { name, created }, events) {
+    const key = `rlhf-gym outbox ${name} ${created}`;
     this.#base = base;
+    this.#created = created;
     this.#key = key;
     this.#listeners = [events];
     this.#waiting = JSON.parse(sessionStorage.getItem(key) ?? "[]");
     addEventListener("beforeunload", (event) => {
-      if (this.#failures) event.preventDefault();
+      if (this.#trouble) event.preventDefault();
     });
   }
 
@@ -40,6 +45,7 @@ export class Outbox {
   add(kind, body, extra = {}) {
     this.#waiting.push({ kind, body: { id: newId(), ...body }, ...extra });
     this.#store();
+    if (this.#trouble) this.#complain(this.#trouble.why); // of one more
     this.kick();
   }
 
@@ -51,22 +57,32 @@ export class Outbox {
 
   async #send() {
     this.#busy = true;
+    const late = setTimeout(() => this.#complain(this.#trouble?.why ?? null), LATE_MS);
     const item = this.#waiting[0];
-    const { status, answer } = await post(`${this.#base}/${item.kind}`, item.body);
+    const there = this.#failures ? await getJson(this.#base) : { created: this.#created };
+    if (there && there.created !== this.#created) return; // another session of that name: these are not for it
+    const { status, answer } = there ? await post(`${this.#base}/${item.kind}`, item.body) : { status: 0, answer: null };
     this.#busy = false;
+    clearTimeout(late);
     if (status === 0 || status === 401 || status >= 500) {
       this.#failures += 1;
-      this.#tell("trouble", this.#waiting.length, status ? answer?.detail : null);
+      this.#complain(status ? answer?.detail : null);
       this.#retry = setTimeout(() => this.kick(), Math.min(FIRST_RETRY_MS * 2 ** (this.#failures - 1), LONGEST_RETRY_MS));
       return;
     }
     this.#failures = 0;
+    this.#trouble = null;
     this.#waiting.shift();
     this.#store();
     this.#tell("trouble", 0, null);
     if (status < 300) this.#tell("saved", item, answer);
     else this.#tell("refused", item, answer?.detail ?? `The server answered ${status}.`);
     this.kick();
+  }
+
+  #complain(why) {
+    this.#trouble = { why };
+    this.#tell("trouble", this.#waiting.length, why);
   }
 
   #tell(what, ...how) {

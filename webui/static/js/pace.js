@@ -24,3 +24,26 @@ export class Pace {
     return parts;
   }
 }
+
+/** For how long the pair on screen was not to be seen: logged with its label. */
+export class Hidden {
+  #since = null;
+  #passed = 0; // ms
+
+  constructor() {
+    document.addEventListener("visibilitychange", () => this.passed());
+  }
+
+  /** now: when the pair came on screen. */
+  begin(now) {
+    this.#since = document.hidden ? now : null;
+    this.#passed = 0;
+  }
+
+  passed() {
+    const now = performance.now();
+    if (this.#since !== null) this.#passed += now - this.#since;
+    this.#since = document.hidden ? now : null;
+    return this.#passed;
+  }
+}

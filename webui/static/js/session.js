@@ -21,6 +21,7 @@ let state = JSON.parse(app.dataset.state);
 let toastTimer = null;
 let troubleTimer = null;
 let gone = false;
+let whyGone = null;
 let unsaved = 0;
 let whyUnsaved = null;
 
@@ -134,10 +135,10 @@ function showTrouble() {
     $("trouble").textContent = `Stopped; everything is kept. To go on: ${state.resume}`;
     return;
   }
-  if (gone) parts.push("The server is gone. Trying again …");
+  if (gone) parts.push(whyGone ?? "The server is gone. Trying again …");
   if (unsaved) parts.push(`${unsaved === 1 ? "One label is" : `${unsaved} labels are`} not saved yet, trying again.`);
   if (unsaved && whyUnsaved) parts.push(whyUnsaved);
-  if (gone) parts.push(`To start it: ${state.resume}`);
+  if (gone && !whyGone) parts.push(`To start it: ${state.resume}`);
   $("trouble").hidden = !parts.length;
   $("trouble").textContent = parts.join(" ");
 }
@@ -175,8 +176,9 @@ new Live(base, {
     showTrouble();
     labeling.outbox.kick();
   },
-  down() {
+  down(why) {
     gone = true;
+    whyGone = why;
     showTrouble();
   },
 });

@@ -34,11 +34,14 @@ export class Wheel {
   #sure = document.getElementById("sure");
   #state = null;
   #painted = "";
+  #tabs; // the other tabs of this session
   stopping = false; // the person has stopped the program: that the server is gone is no trouble
 
   constructor(base, say) {
     this.#base = base;
     this.#say = say;
+    this.#tabs = new BroadcastChannel(`rlhf-gym ${base}`);
+    this.#tabs.onmessage = ({ data }) => (this.stopping = data.stopping);
     document.addEventListener("tiles", () => this.#tiles());
     document.addEventListener("click", (event) => {
       const button = event.target.closest?.("[data-steer], [data-star]");
@@ -92,7 +95,9 @@ export class Wheel {
     if (what === "stop") this.stopping = true;
     const body = what === "back" ? { do: what, round: Number(round) } : { do: what };
     const done = await this.#tell("steer", body, WORDS[what].toast);
-    if (what === "stop") this.stopping = done;
+    if (what !== "stop") return;
+    this.stopping = done;
+    this.#tabs.postMessage({ stopping: done });
   }
 
   #star(round) {
