@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from rlhf_gym.config import UserError
-from rlhf_gym.store import write_atomic
+from rlhf_gym.store import Clip, Session, write_atomic
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,14 @@ def load_segment(path: Path) -> Segment:
         return _read(path)
     except (OSError, EOFError, ValueError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"Clip {path} cannot be read ({error}).") from None
+
+
+def load_clip(session: Session, clip: Clip) -> Segment:
+    """The segment that a clip's row names, which has to lie in the session; raises UserError as load_segment."""
+    path = session.file(clip.path)
+    if path is None:
+        raise UserError(f"Clip {session.path / clip.path} cannot be read (there is no such file in its session).")
+    return load_segment(path)
 
 
 def _read(path: Path) -> Segment:

@@ -32,6 +32,7 @@ from rlhf_gym.tables import Opinion as Opinion
 from rlhf_gym.tables import Pair as Pair
 from rlhf_gym.tables import clip_table, event_table, label_table, metric_table, opinion_table, pair_table, tables
 from rlhf_gym.wishes import NONE, Wishes
+from rlhf_gym.within import check_files, resolve
 
 START = -1  # the round number of the untrained agent; its checkpoint is start.pt
 CHOICES = ("left", "right", "equal", "skip")
@@ -41,6 +42,13 @@ NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 MAX_LABEL_ID_CHARS = 64
 TRASH = ".trash"  # in the data directory; no session has such a name
 MIRRORED = {"left": "right", "right": "left", "equal": "equal"}  # what a repeat, its sides swapped, should say
+
+
+# What reading a session may raise that is damaged, or made by somebody else to look like one.
+UNREADABLE = (
+    UserError, sa.exc.DatabaseError, OSError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError,
+    RecursionError,
+)  # fmt: skip
 
 
 class Busy(UserError):
@@ -137,7 +145,7 @@ class Session:
         file = self.path / "config.json"
         try:
             header = json.loads(file.read_text())
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise UserError(f"Session {self.name!r} has no readable config.json ({error}).") from None
         if not isinstance(header, dict) or header.get("format") != cfg.FORMAT_VERSION:
             found = header.get("format") if isinstance(header, dict) else None
@@ -183,7 +191,13 @@ class Session:
         """A session may be from before a table or an index was thought of."""
         indexes = [index for table in tables.tables.values() for index in table.indexes]
         with self.read() as db:
-            there = set(db.execute(sa.text("SELECT name FROM sqlite_master")).scalars())
+            schema = db.execute(sa.text("SELECT name, type FROM sqlite_master")).all()
+        there = {name for name, _ in schema}
+        if foreign := [name for name, kind in schema if kind not in ("table", "index")]:
+            raise UserError(
+                f"The database of session {self.name!r} holds {foreign[0]!a}, neither table nor index, which "
+                "rlhf-gym never makes: drop it if you trust it."
+            )
         if {*tables.tables, *(index.name for index in indexes)} - there:
             with self.write() as db:
                 tables.create_all(db)
@@ -192,8 +206,12 @@ class Session:
 
     # ------------------------------------------------------------------ clips and pairs
 
+    def file(self, relative: str) -> Path | None:
+        """Where a file lies that a row names; None where there is none, or where the row points out of the session."""
+        return resolve(self.path, relative)
+
     def clip_directory(self, number: int, attempt: int) -> Path:
-        return self.path / "clips" / (round_name(number) + ("" if attempt == 0 else f"-{attempt}"))
+        return self.path / "clips" / (round_name(number) + ("" if attempt == 0 else f"-{attempt:d}"))
 
     def clear_batch_files(self, number: int, attempt: int) -> Path:
         """An empty directory for a batch's clips: what a killed collect phase left there goes."""
@@ -663,7 +681,7 @@ class Session:
     def progress(self) -> dict[str, Any]:
         try:
             value = json.loads((self.path / "progress.json").read_text())
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return {}
         return value if isinstance(value, dict) else {}
 
@@ -692,6 +710,8 @@ class Session:
         if self._lock.is_locked:
             return True
         if not self.path.is_dir():  # moved to the trash: asking would make the directory again
+            return False
+        if (self.path / "loop.lock").is_symlink():  # no loop of ours made that, and asking could empty another file
             return False
         lock = FileLock(self.path / "loop.lock", timeout=0)
         try:
@@ -771,7 +791,7 @@ def _bytes_below(directory: str | Path) -> int:
         for entry in entries:
             if entry.is_dir(follow_symlinks=False):
                 total += _bytes_below(entry.path)
-            elif entry.is_file():
+            elif entry.is_file(follow_symlinks=False):
                 with contextlib.suppress(FileNotFoundError):
                     total += entry.stat().st_size
     return total
@@ -788,7 +808,10 @@ def _engine(database: Path) -> sa.Engine:
     @sa.event.listens_for(engine, "connect")
     def configure(connection: Any, _record: Any) -> None:
         connection.isolation_level = None  # we begin transactions ourselves
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=30000"):
+        # the first as soon as may be: what stands in a stranger's schema calls nothing that could do harm
+        for pragma in (
+            "trusted_schema=OFF", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=30000"
+        ):  # fmt: skip
             connection.execute(f"PRAGMA {pragma}")
 
     @sa.event.listens_for(engine, "begin")
@@ -853,6 +876,7 @@ def open_session(data_dir: Path, name: str) -> Session:
         names = session_names(data_dir)
         have = f"Sessions: {', '.join(names[:8])}{' …' if len(names) > 8 else ''}." if names else "It has none yet."
         raise UserError(f'No session "{name}" in {data_dir}/. {have} Start one: {cfg.program()} run CartPole-v1.')
+    check_files(data_dir / name)  # it may be a stranger's
     session = Session(data_dir / name)
     session.header()  # a foreign format is refused here
     session.add_missing_tables()
@@ -871,7 +895,8 @@ def trash_session(data_dir: Path, session: Session) -> Path:
     if session.running():
         raise UserError(f"Session {name!r} is running: stop it, then delete it.")
     with contextlib.ExitStack() as held:
-        held.enter_context(session.lock())  # no loop starts meanwhile
+        if not (session.path / "loop.lock").is_symlink():  # see running
+            held.enter_context(session.lock())  # no loop starts meanwhile
         session.close()
         if os.name == "nt":  # moves nothing that is open, so neither our lock nor what a loop has that starts now
             held.close()

@@ -263,8 +263,9 @@ def test_every_setting_has_a_docstring_and_every_number_a_range() -> None:
 # DESIGN.md, section 3: imports run one way. Modules that lie on one line do not know each other, but for `below`.
 ORDER = [
     {"config", "dot", "episodes", "tables", "wishes"},
+    {"home", "within"},
     {"store", "spec"},
-    {"atari", "control", "steer"},
+    {"atari", "control", "steer", "trust"},
     {"envs"},
     {"segments"},
     {"labels", "labelers"},
@@ -278,7 +279,10 @@ ORDER = [
 ]
 NEEDS_ONLY = {
     "config": set(),
-    "store": {"config", "tables", "wishes"},
+    "home": {"config"},
+    "within": {"config"},
+    "store": {"config", "tables", "wishes", "within"},
+    "trust": {"config", "home", "store"},
     "wishes": set(),
     "control": {"store", "wishes"},
     "steer": {"config", "store", "wishes"},
@@ -326,7 +330,7 @@ def test_imports_run_one_way() -> None:
 def test_the_pages_need_only_the_store() -> None:
     files = sorted((ROOT / "webui").glob("*.py"))
     assert len(files) > 2
-    assert {f.name: imports_of(f) - {"webui", "store", "config", "steer", "wishes"} for f in files} == {
+    assert {f.name: imports_of(f) - {"webui", "store", "config", "home", "steer", "wishes"} for f in files} == {
         f.name: set() for f in files
     }
 
@@ -340,7 +344,7 @@ def loaded_by(modules: str) -> set[str]:
 
 
 def test_torch_is_loaded_only_where_networks_are() -> None:
-    modules = ("config", "store", "segments", "labelers", "cli", "envs", "dot")
+    modules = ("config", "store", "segments", "labelers", "cli", "envs", "dot", "trust")
     loaded = loaded_by(", ".join([*(f"rlhf_gym.{m}" for m in modules), "webui.app", "webui.server"]))
     assert {"rlhf_gym.labelers", "webui.app", "numpy"} <= loaded
     assert loaded & {"torch", "tensorboard", "mujoco", "Box2D", "ale_py", "pygame"} == set()

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import secrets
 import socket
 import sys
 import threading
@@ -15,6 +13,7 @@ from pathlib import Path
 import uvicorn
 
 from rlhf_gym.config import UserError
+from rlhf_gym.home import load_secret
 from webui.app import create_app
 from webui.state import Sessions
 
@@ -121,59 +120,9 @@ def _listen(host: str, asked: int | None) -> socket.socket:
 # ---------------------------------------------------------------------------------------------- token, browser
 
 
-def config_dir() -> Path:
-    """Where this user's settings of rlhf-gym lie."""
-    if sys.platform == "win32":
-        return Path(os.environ.get("APPDATA") or Path.home() / "AppData" / "Roaming") / "rlhf-gym"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Application Support" / "rlhf-gym"
-    return Path.home() / ".config" / "rlhf-gym"
-
-
 def load_token(directory: Path | None = None) -> str:
-    """This user's token, made once: outside sessions, so that copying one gives nothing away; mode 0600.
-
-    It outlives restarts, so that an open tab goes on after a resume.
-    """
-    path = (directory or config_dir()) / "token"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        aside = path.with_name(f".token-{os.getpid()}-{secrets.token_hex(4)}")
-        if not _read_token(path):
-            handle = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(handle, "w") as file:
-                file.write(secrets.token_urlsafe(24))
-                file.flush()
-                os.fsync(file.fileno())
-            try:
-                if path.exists():  # unusable
-                    os.replace(aside, path)
-                else:
-                    os.link(aside, path)  # of two that start at once, the first one's token counts
-            except FileExistsError:
-                pass
-            except OSError:  # a file system without links
-                os.replace(aside, path)
-            finally:
-                with contextlib.suppress(FileNotFoundError):
-                    aside.unlink()
-        if os.name == "posix":
-            path.chmod(0o600)
-        token = _read_token(path)
-    except OSError as error:
-        raise UserError(f"Cannot keep the pages' key in {path} ({error.strerror}): make it writable.") from None
-    if not token:
-        raise UserError(f"The pages' key in {path} is unusable: delete that file and start again.")
-    return token
-
-
-def _read_token(path: Path) -> str:
-    try:
-        token = path.read_text().strip()
-    except (FileNotFoundError, UnicodeDecodeError):
-        return ""
-    usable = len(token) >= 16 and token.isascii() and token.replace("-", "").replace("_", "").isalnum()
-    return token if usable else ""
+    """This user's token. It outlives restarts, so that an open tab goes on after a resume."""
+    return load_secret("token", "the pages' key", directory)
 
 
 def open_browser(url: str) -> bool:
