@@ -383,6 +383,8 @@ def show(server: Server, access: Access, session: str | None) -> None:
     """Says where the page is, and opens the browser."""
     from webui.server import open_browser
 
+    if server.warning:
+        say(server.warning)
     say(f"Open {server.page(session)}")
     if access.browser:
         open_browser(server.page(session))

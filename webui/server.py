@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import socket
 import sys
@@ -40,6 +41,7 @@ class Server:
         self.asked_port = port
         self.port = port or DEFAULT_PORT
         self.token = token or load_token()
+        self.open_to_others = False  # whether other machines can reach it, once it has started
         self._stop = threading.Event()
         self._server: uvicorn.Server | None = None
         self._thread: threading.Thread | None = None
@@ -55,10 +57,22 @@ class Server:
         path = f"s/{session}" if session else ""
         return f"http://{f'[{host}]' if ':' in host else host}:{self.port}/{path}?token={self.token}"
 
+    @property
+    def warning(self) -> str:
+        """What whoever lets other machines in should know; "" where none can reach the pages."""
+        if not self.open_to_others:
+            return ""
+        return (
+            f"Other machines can reach these pages (--host {self.host}), and the token, which they need, travels "
+            "unencrypted: who overhears it can label, stop and delete. Safer: leave --host out, and there use "
+            f"ssh -L {self.port}:127.0.0.1:{self.port} (docs/ssh.md)."
+        )
+
     def start(self) -> None:
         """Returns once the pages answer; raises UserError where the address cannot be listened on."""
         listener = _listen(self.host, self.asked_port)
-        self.port = int(listener.getsockname()[1])
+        address, port = listener.getsockname()[:2]
+        self.port, self.open_to_others = int(port), not ipaddress.ip_address(address.split("%")[0]).is_loopback
         self._stop.clear()
         app = create_app(self.data_dir, self.token, host=self.host, port=self.port, stop=self._stop)
         self._sessions: Sessions = app.state.sessions
