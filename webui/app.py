@@ -112,7 +112,11 @@ def create_app(
     templates.env.filters["ago"] = charts.ago
     templates.env.globals["plotly_url"] = metrics.plotly_url
     app = FastAPI(
-        title="rlhf-gym", docs_url=None, redoc_url=None, responses={"4XX": {"model": Problem}}, description=__doc__
+        title="rlhf-gym",
+        docs_url=None,
+        redoc_url=None,
+        responses={"4XX": {"model": Problem}, 503: {"model": Problem}},
+        description=__doc__,
     )
     app.state.sessions = sessions
     app.mount("/static", Static(directory=HERE / "static"), name="static")
@@ -258,7 +262,7 @@ def create_app(
 
     # ------------------------------------------------------------------ writing
 
-    @app.post("/api/s/{session}/labels", status_code=201)
+    @app.post("/api/s/{session}/labels", status_code=201, responses={200: {"model": LabelAnswer}})
     def add_label(found: Found, body: LabelBody, response: Response) -> LabelAnswer:
         """Stores a label; answered once it is safe on disk. The same id again changes nothing (200).
 
