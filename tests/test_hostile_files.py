@@ -368,4 +368,4 @@ def test_the_store_keeps_its_word_in_any_order() -> None:
 
 @pytest.mark.full
 def test_the_store_keeps_its_word_in_any_order_for_long() -> None:
-    run_sequences(examples=200, steps=50)
+    run_sequences(examples=60, steps=40)
