@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -124,12 +124,23 @@ class Snapshot:
         save_state(path, {"agent": self.agent.state_dict(), "reward": reward, "meta": json.dumps(meta)})
 
     @staticmethod
-    def load(path: Path, device: torch.device | str = "cpu") -> Snapshot:
-        """Raises UserError where the file is missing, torn, or made of other parts."""
+    def load(path: Path, device: torch.device | str = "cpu", of: Config | None = None) -> Snapshot:
+        """Raises UserError where the file is missing, torn, or made of other parts.
+
+        Args:
+            of: the settings of its session: those that run code count, and a checkpoint of others is refused.
+        """
         state = load_state(path, device)
         try:
             meta = json.loads(state["meta"])
             config, info = cfg.from_json(meta["config"]), read_info(meta["info"])
+            if of is not None:
+                config = replace(config, score=of.score)
+                if (config.env_id, config.env_kwargs) != (of.env_id, of.env_kwargs):
+                    raise UserError(
+                        f"Checkpoint {path} is of another environment than its session ({ascii(config.env_id)[:200]} "
+                        f"with {json.dumps(config.env_kwargs)[:200]}, not {ascii(of.env_id)[:200]}): it is not used."
+                    )
             agent, reward = Agent(info, config).to(device), None
             agent.load_state_dict(state["agent"])
             if state["reward"]:

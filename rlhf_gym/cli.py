@@ -50,6 +50,8 @@ class Run:
     """Gymnasium id, e.g. CartPole-v1, ALE/Pong-v5, or package.module:MyEnv-v0 for your own."""
     session: str | None = None
     """Name of the session (default: cartpole-1, cartpole-2, ...); one that exists goes on."""
+    trust: bool = False
+    """Run what the session brings, an environment or score function of its own, without asking."""
     settings: OmitArgPrefixes[Settings] = field(default_factory=Settings)
     access: OmitArgPrefixes[Access] = field(default_factory=Access)
     where: OmitArgPrefixes[DataDir] = field(default_factory=DataDir)
@@ -61,6 +63,8 @@ class Resume:
 
     session: tyro.conf.Positional[str]
     """Name of the session."""
+    trust: bool = False
+    """Run what the session brings, an environment or score function of its own, without asking."""
     settings: OmitArgPrefixes[Settings] = field(default_factory=Settings)
     access: OmitArgPrefixes[Access] = field(default_factory=Access)
     where: OmitArgPrefixes[DataDir] = field(default_factory=DataDir)
@@ -97,6 +101,8 @@ class Watch:
     """Episodes, one after another."""
     open: bool = True
     """Open the video, where there is a display."""
+    trust: bool = False
+    """Run what the session brings, an environment or score function of its own, without asking."""
     where: OmitArgPrefixes[DataDir] = field(default_factory=DataDir)
 
 
@@ -118,6 +124,8 @@ class Evaluate:
     """Draw actions as in training (the default on Atari, where a greedy agent gets stuck)."""
     json: bool = False
     """Print one JSON object."""
+    trust: bool = False
+    """Run what the session brings, an environment or score function of its own, without asking."""
     where: OmitArgPrefixes[DataDir] = field(default_factory=DataDir)
 
 
@@ -229,18 +237,19 @@ def explicit(settings: Settings, args: list[str]) -> dict[str, Any]:
 
 
 def run_session(command: Run, args: list[str]) -> int:
-    from rlhf_gym import envs, provenance, store
+    from rlhf_gym import envs, provenance, store, trust
 
     data_dir, given = command.where.data_dir, explicit(command.settings, args)
     if command.session is not None and (data_dir / store.check_name(command.session) / "config.json").exists():
-        return go_on(command.session, {"env_id": command.env_id, **given}, command.access, data_dir)
+        return go_on(command.session, {"env_id": command.env_id, **given}, command)
     check_labeler(given, command.settings)
     info = envs.describe(validate_each(Config(**{"env_id": command.env_id, **given})))
     config = resolve({"env_id": command.env_id, **given}, info.kind)
     check(config, info)
     server = start_server(data_dir, command.access) if config.labeler == "human" else None
     name = command.session or store.new_name(data_dir, command.env_id)
-    session = store.create_session(data_dir, name, config, info=as_json(info), **provenance.now(config))
+    header = {"info": as_json(info), **provenance.now(config), **trust.signed(config)}
+    session = store.create_session(data_dir, name, config, **header)
     say(f"Session {name} in {session.path}")
     return run_loop(session, config, info, server, command.access)
 
@@ -253,14 +262,16 @@ def check_labeler(given: dict[str, Any], settings: Settings) -> None:
 
 
 def resume_session(command: Resume, args: list[str]) -> int:
-    return go_on(command.session, explicit(command.settings, args), command.access, command.where.data_dir)
+    return go_on(command.session, explicit(command.settings, args), command)
 
 
-def go_on(name: str, given: dict[str, Any], access: Access, data_dir: Path) -> int:
+def go_on(name: str, given: dict[str, Any], command: Run | Resume) -> int:
     """Opens a session and runs it on, with changed settings saved and told."""
-    from rlhf_gym import envs, provenance
+    from rlhf_gym import envs, provenance, trust
 
+    data_dir, access = command.where.data_dir, command.access
     session = open_session(data_dir, name)
+    trust.require(session, command.trust)
     config, changes = changed(session.config, given)
     info = envs.describe(config)
     check(config, info)
@@ -277,7 +288,7 @@ def go_on(name: str, given: dict[str, Any], access: Access, data_dir: Path) -> i
     if "rounds" in given:
         session.add_event("rounds", session.where().round, rounds=config.rounds)
     if changes:
-        session.write_config(config)
+        session.write_config(config, **trust.signed(config))
         for setting, (before, after) in changes.items():
             say(f"{setting}: {before!r} -> {after!r}")
     return run_loop(session, config, info, server, access)
@@ -401,6 +412,8 @@ def show(server: Server, access: Access, session: str | None) -> None:
     """Says where the page is, and opens the browser."""
     from webui.server import open_browser
 
+    if server.warning:
+        say(server.warning)
     say(f"Open {server.page(session)}")
     if access.browser:
         open_browser(server.page(session))
@@ -430,8 +443,6 @@ def wait_for_interrupt() -> None:
 
 
 def list_sessions(command: List) -> int:
-    from sqlalchemy.exc import DatabaseError
-
     from rlhf_gym import store
 
     data_dir = command.where.data_dir
@@ -439,8 +450,7 @@ def list_sessions(command: List) -> int:
     for name in store.session_names(data_dir):
         try:
             sessions.append(open_session(data_dir, name).summary())
-        except (UserError, DatabaseError, OSError, LookupError, ValueError, TypeError) as error:
-            # damaged in whatever way: the others can be listed all the same
+        except store.UNREADABLE as error:  # the others can be listed all the same
             told = faults.sentence(error, data_dir / name) or str(error).partition("\n")[0]
             sessions.append({"name": name, "error": told})
     if command.json:
@@ -466,15 +476,22 @@ def print_table(sessions: list[dict[str, Any]]) -> None:
         table.add_column(column)
     for s in sessions:
         if "error" in s:
-            say(f"rlhf-gym: {s['error']}")
+            say(f"rlhf-gym: {printable(s['error'])}")
             continue
         returns = " → ".join(f"{r['mean']:.4g}" for r in s["true_returns"][-4:])
         phase = s["phase"] if s["running"] or s["phase"] == "finished" else f"{s['phase']} (not running)"
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(s["last_activity"]))
         disk = f"{s['disk_bytes'] / 1e6:.0f} MB"
-        name = f"{s['name']}  {escape(s['title'])}" if s["title"] else s["name"]
-        table.add_row(name, s["env_id"], str(s["round"]), phase, str(s["labels"]), returns, when, disk)
+        name = f"{s['name']}  {escape(printable(s['title']))}" if s["title"] else s["name"]
+        table.add_row(
+            name, escape(printable(s["env_id"])), str(s["round"]), phase, str(s["labels"]), returns, when, disk
+        )
     Console(width=None if sys.stdout.isatty() else 160).print(table)
+
+
+def printable(text: str) -> str:
+    """Without the control characters with which a stranger's session could write anywhere on the terminal."""
+    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def serve(command: Serve) -> int:
@@ -487,11 +504,13 @@ def serve(command: Serve) -> int:
     return 0
 
 
-def open_snapshot(data_dir: Path, name: str, number: int | None) -> tuple[Session, Snapshot]:
+def open_snapshot(command: Watch | Evaluate) -> tuple[Session, Snapshot]:
+    from rlhf_gym import trust
     from rlhf_gym.checkpoints import Snapshot
 
-    session = open_session(data_dir, name)
-    return session, Snapshot.load(session.checkpoint(session.resolve_round(number)))
+    session = open_session(command.where.data_dir, command.session)
+    trust.require(session, command.trust)
+    return session, Snapshot.load(session.checkpoint(session.resolve_round(command.round)), of=session.config)
 
 
 def watch(command: Watch) -> int:
@@ -501,7 +520,7 @@ def watch(command: Watch) -> int:
 
     if command.episodes < 1:
         raise UserError(f"--episodes {command.episodes} is too few: watch at least 1.")
-    session, snapshot = open_snapshot(command.where.data_dir, command.session, command.round)
+    session, snapshot = open_snapshot(command)
     from rlhf_gym.evaluate import record_video
 
     path = session.path / "videos" / f"watch-{round_name(snapshot.round)}.mp4"
@@ -537,7 +556,7 @@ def evaluate(command: Evaluate) -> int:
     from rlhf_gym.labelers import load_score
 
     score = load_score(command.score) if command.score else None
-    _session, snapshot = open_snapshot(command.where.data_dir, command.session, command.round)
+    _session, snapshot = open_snapshot(command)
     from rlhf_gym.evaluate import evaluate as evaluate_agent
 
     greedy = True if command.greedy else False if command.sampled else None

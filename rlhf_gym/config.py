@@ -319,7 +319,7 @@ def from_json(text: str) -> Config:
     """
     try:
         values = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"The settings are not valid JSON ({error}).") from None
     if not isinstance(values, dict) or "env_id" not in values:
         raise UserError("The settings name no environment (env_id).")

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from rlhf_gym.config import Config, UserError
-from rlhf_gym.segments import Segment, load_segment
+from rlhf_gym.segments import Segment, load_clip
 from rlhf_gym.store import Session, Where
 
 POLL_SECONDS = 0.1
@@ -105,7 +105,7 @@ def label_synthetically(session: Session, config: Config, where: Where, report: 
 
     def score_of(clip: int) -> float:
         if clip not in known:
-            known[clip] = score(scored(load_segment(session.path / clips[clip].path)))
+            known[clip] = score(scored(load_clip(session, clips[clip])))
         return known[clip]
 
     for n, pair in enumerate(batch, 1):

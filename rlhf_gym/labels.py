@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rlhf_gym.config import UserError
-from rlhf_gym.segments import Segment, load_segment, unstack
+from rlhf_gym.segments import Segment, load_clip, unstack
 from rlhf_gym.store import Pair, Session
 
 TARGET = {"normal": 0.95, "strong": 1.0}  # what a label says of P(the chosen clip is better)
@@ -113,7 +113,7 @@ def load_labels(
     damaged: list[str] = []
     for i in sorted({c for p in pairs for c in (p.left_clip, p.right_clip)}):
         try:
-            segments[i] = load_segment(session.path / clips[i].path)
+            segments[i] = load_clip(session, clips[i])
         except UserError as error:
             damaged.append(str(error))
     pairs = [p for p in pairs if p.left_clip in segments and p.right_clip in segments]

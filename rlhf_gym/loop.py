@@ -55,10 +55,10 @@ class Loop:
     def before(self, number: int, plan: Plan | None = None) -> Snapshot:
         """What a round begins with: the agent of the round before, or of the one that the person went back to, and
         in any case the newest reward model."""
-        newest = Snapshot.load(self.session.checkpoint(number - 1), self.device)
+        newest = Snapshot.load(self.session.checkpoint(number - 1), self.device, self.config)
         if plan is None or plan.agent == number - 1:
             return newest
-        chosen = Snapshot.load(self.session.checkpoint(plan.agent), self.device)
+        chosen = Snapshot.load(self.session.checkpoint(plan.agent), self.device, self.config)
         return replace(chosen, reward=newest.reward, last_label_id=newest.last_label_id)
 
 
@@ -352,7 +352,7 @@ def record(loop: Loop, number: int) -> None:
     session, config = loop.session, loop.config
     if session.recorded(number):
         return
-    snapshot = Snapshot.load(session.checkpoint(number), loop.device)
+    snapshot = Snapshot.load(session.checkpoint(number), loop.device, config)
     with loop.monitor.phase(number, "record", "episodes") as report:
         if loop.live is not None:
             film(loop, loop.live, snapshot)

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 import tyro
 
-from rlhf_gym import checkpoints, cli, envs
+from rlhf_gym import checkpoints, cli, envs, trust
 from rlhf_gym.checkpoints import PHASE_SEED, Snapshot
 from rlhf_gym.config import Config, Settings, UserError, resolve, validate, validate_each
 from rlhf_gym.evaluate import evaluate
@@ -43,6 +43,8 @@ class Train:
     """With --reward env: stop once the mean of the last 100 episodes reaches this."""
     out: Path | None = None
     """Checkpoint to write."""
+    trust: bool = False
+    """Run what the session brings, an environment or score function of its own, without asking."""
     settings: tyro.conf.OmitArgPrefixes[Settings] = field(default_factory=Settings)
     data_dir: Path = Path("data")
     """Directory that holds the sessions."""
@@ -127,6 +129,7 @@ def retrain(command: Train, args: list[str]) -> None:
     if not command.session:
         raise UserError("Nothing to train: name a session, or give --reward env --env-id CartPole-v1.")
     session = cli.open_session(command.data_dir, command.session)
+    trust.require(session, command.trust)
     config = validate(dataclasses.replace(session.config, **cli.explicit(command.settings, args)))
     info = envs.describe(config)
     device = checkpoints.pick_device(config, info)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import io
 import itertools
+import math
 import zipfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_gym.config import UserError
+from rlhf_gym.config import RANGES, UserError
 from rlhf_gym.files import write_atomic
+from rlhf_gym.store import Clip, Session
+
+MAX_BYTES = 2**31  # of a segment, on disk and in memory: a minute of the largest images takes 1.9e9
+MAX_STACK = int(RANGES["frame_stack"][1])
 
 
 @dataclass(frozen=True)
@@ -49,26 +53,66 @@ def save_segment(path: Path, segment: Segment) -> None:
 
 
 def load_segment(path: Path) -> Segment:
-    """Reads what save_segment wrote; raises UserError where the file is missing or damaged."""
+    """Reads what save_segment wrote; raises UserError where the file is missing, damaged, or no segment."""
     try:
         return _read(path)
-    except (OSError, EOFError, ValueError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(f"Clip {path} cannot be read ({error}).") from None
+    except Exception as error:  # numpy and zipfile say it in many ways: TokenError, struct.error, MemoryError
+        said = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"Clip {path} cannot be read ({said}).") from None
+
+
+def load_clip(session: Session, clip: Clip) -> Segment:
+    """The segment that a clip's row names, which has to lie in the session; raises UserError as load_segment."""
+    path = session.file(clip.path)
+    if path is None:
+        raise UserError(f"Clip {session.path / clip.path} cannot be read (there is no such file in its session).")
+    return load_segment(path)
 
 
 def _read(path: Path) -> Segment:
-    with np.lib.npyio.NpzFile(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
-        arrays = dict(file)  # all of them, so that every checksum and name is looked at
+    if path.stat().st_size > MAX_BYTES:
+        raise ValueError(f"it is larger than {MAX_BYTES} bytes")
+    arrays = _arrays(path.read_bytes())
     absorbing = arrays["absorbing"]
+    steps = len(absorbing)
+    if absorbing.shape != (steps,) or absorbing.dtype != bool or not steps or np.any(absorbing[:-1] > absorbing[1:]):
+        raise ValueError("its steps do not end in absorbing ones")
     if "frames" in arrays:
         frames = arrays["frames"]
         shown = _shown(absorbing)
         stack = len(frames) - shown + 1
-        observations = np.stack([frames[s : s + stack] for s in np.minimum(np.arange(len(absorbing)), shown - 1)])
+        if not 1 <= stack <= MAX_STACK or steps * stack * frames[:1].nbytes > MAX_BYTES:
+            raise ValueError(f"{len(frames)} frames are none of {shown} stacks")
+        observations = np.stack([frames[s : s + stack] for s in np.minimum(np.arange(steps), shown - 1)])
     else:
         observations = arrays["observations"]
     infos = {k.removeprefix("info_"): v for k, v in arrays.items() if k.startswith("info_")}
+    named = {"observations": observations, "actions": arrays["actions"], "rewards": arrays["rewards"], **infos}
+    for name, array in named.items():
+        if array.shape[:1] != (steps,):
+            raise ValueError(f"its {name[:60]!r} have the shape {array.shape[:4]}, not {steps} steps")
     return Segment(observations, arrays["actions"], arrays["rewards"], absorbing, infos)
+
+
+def _arrays(data: bytes) -> dict[str, np.ndarray]:
+    """All arrays of an .npz, so that every checksum and name is looked at; none larger than it says or than is sane."""
+    arrays = {}
+    with zipfile.ZipFile(io.BytesIO(data)) as file:
+        if (size := sum(entry.file_size for entry in file.infolist())) > MAX_BYTES:
+            raise ValueError(f"it would take {size} bytes, more than {MAX_BYTES}")
+        for entry in file.infolist():
+            content = io.BytesIO(file.read(entry))
+            version = np.lib.format.read_magic(content)
+            read_header = (
+                np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            )
+            shape, _, dtype = read_header(content)
+            if dtype.kind not in "biuf" or math.prod(shape) * dtype.itemsize > entry.file_size:
+                raise ValueError(f"{entry.filename[:60]!r} is no array of {shape[:4]} numbers")
+            content.seek(0)
+            name = entry.filename.removesuffix(".npy")
+            arrays[name] = np.lib.format.read_array(content, allow_pickle=False)
+    return arrays
 
 
 def _shown(absorbing: np.ndarray) -> int:

@@ -34,6 +34,7 @@ from rlhf_gym.tables import Opinion as Opinion
 from rlhf_gym.tables import Pair as Pair
 from rlhf_gym.tables import clip_table, event_table, label_table, metric_table, opinion_table, pair_table, tables
 from rlhf_gym.wishes import NONE, Wishes
+from rlhf_gym.within import check_files, resolve
 
 START = -1  # the round number of the untrained agent; its checkpoint is start.pt
 CHOICES = ("left", "right", "equal", "skip")
@@ -45,6 +46,13 @@ BUSY_SECONDS = 30.0  # how long a database is waited for that another program ha
 CLIP_BYTES = "disk/clip_bytes"  # the metric of a batch's files; its step is the batch's attempt
 TRASH = ".trash"  # in the data directory; no session has such a name
 MIRRORED = {"left": "right", "right": "left", "equal": "equal"}  # what a repeat, its sides swapped, should say
+
+
+# What reading a session may raise that is damaged, or made by somebody else to look like one.
+UNREADABLE = (
+    UserError, sa.exc.DatabaseError, OSError, LookupError, ValueError, TypeError, AttributeError, ArithmeticError,
+    RecursionError,
+)  # fmt: skip
 
 
 class Busy(UserError):
@@ -120,7 +128,7 @@ class Session:
         """As `header`, of any format."""
         try:
             header = json.loads((self.path / "config.json").read_text())
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise UserError(f"Session {self.name!r} has no readable config.json ({error}).") from None
         if not isinstance(header, dict):
             raise UserError(f"Session {self.name!r} has no settings in its config.json.")
@@ -158,10 +166,24 @@ class Session:
     def write(self) -> contextlib.AbstractContextManager[sa.Connection]:
         return self.engine.begin()  # BEGIN IMMEDIATE, see _engine
 
+    def refuse_foreign_schema(self) -> None:
+        """What a stranger may have put into a database to act by itself: views and triggers."""
+        with self.read() as db:
+            schema = db.execute(sa.text("SELECT name FROM sqlite_master WHERE type NOT IN ('table', 'index')"))
+            if foreign := list(schema.scalars()):
+                raise UserError(
+                    f"The database of session {self.name!r} holds {foreign[0]!a}, neither table nor index, which "
+                    "rlhf-gym never makes: drop it if you trust it."
+                )
+
     # ------------------------------------------------------------------ clips and pairs
 
+    def file(self, relative: str) -> Path | None:
+        """Where a file lies that a row names; None where there is none, or where the row points out of the session."""
+        return resolve(self.path, relative)
+
     def clip_directory(self, number: int, attempt: int) -> Path:
-        return self.path / "clips" / (round_name(number) + ("" if attempt == 0 else f"-{attempt}"))
+        return self.path / "clips" / (round_name(number) + ("" if attempt == 0 else f"-{attempt:d}"))
 
     def clear_batch_files(self, number: int, attempt: int) -> Path:
         """An empty directory for a batch's clips: what a killed collect phase left there goes."""
@@ -658,7 +680,7 @@ class Session:
     def progress(self) -> dict[str, Any]:
         try:
             value = json.loads((self.path / "progress.json").read_text())
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return {}
         return value if isinstance(value, dict) else {}
 
@@ -687,6 +709,8 @@ class Session:
         if self._lock.is_locked:
             return True
         if not self.path.is_dir():  # moved to the trash: asking would make the directory again
+            return False
+        if (self.path / "loop.lock").is_symlink():  # no loop of ours made that, and asking could empty another file
             return False
         lock = FileLock(self.path / "loop.lock", timeout=0)
         try:
@@ -789,7 +813,8 @@ def _engine(database: Path) -> sa.Engine:
     @sa.event.listens_for(engine, "connect")
     def configure(connection: Any, _record: Any) -> None:
         connection.isolation_level = None  # we begin transactions ourselves
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+        # the first as soon as may be: what stands in a stranger's schema calls nothing that could do harm
+        for pragma in ("trusted_schema=OFF", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
             connection.execute(f"PRAGMA {pragma}")
 
     @sa.event.listens_for(engine, "begin")
@@ -854,7 +879,9 @@ def open_session(data_dir: Path, name: str) -> Session:
         names = session_names(data_dir)
         have = f"Sessions: {', '.join(names[:8])}{' …' if len(names) > 8 else ''}." if names else "It has none yet."
         raise UserError(f'No session "{name}" in {data_dir}/. {have} Start one: {cfg.program()} run CartPole-v1.')
+    check_files(data_dir / name)  # it may be a stranger's
     session = Session(data_dir / name)
+    session.refuse_foreign_schema()
     if migrate.needed(session):
         session.migrated = migrate.migrate(session)
     session.header()  # a foreign format is refused here
@@ -873,7 +900,8 @@ def trash_session(data_dir: Path, session: Session) -> Path:
     if session.running():
         raise UserError(f"Session {name!r} is running: stop it, then delete it.")
     with contextlib.ExitStack() as held:
-        held.enter_context(session.lock())  # no loop starts meanwhile
+        if not (session.path / "loop.lock").is_symlink():  # see running
+            held.enter_context(session.lock())  # no loop starts meanwhile
         session.close()
         if os.name == "nt":  # moves nothing that is open, so neither our lock nor what a loop has that starts now
             held.close()

@@ -62,7 +62,8 @@ class Wishes:
 
     @property
     def goal(self) -> str | None:
-        return self._newest("goal", "text", None)
+        text = self._newest("goal", "text", None)
+        return None if text is None else str(text)
 
     @property
     def title(self) -> str:

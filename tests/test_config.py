@@ -263,9 +263,9 @@ def test_every_setting_has_a_docstring_and_every_number_a_range() -> None:
 # DESIGN.md, section 3: imports run one way. Modules that lie on one line do not know each other, but for `below`.
 ORDER = [
     {"config", "dot", "episodes", "files", "tables", "watchdog", "wishes"},
-    {"faults", "migrate", "spec"},
+    {"faults", "home", "migrate", "spec", "within"},
     {"store"},
-    {"atari", "control", "provenance", "steer"},
+    {"atari", "control", "provenance", "steer", "trust"},
     {"envs"},
     {"segments"},
     {"labels", "labelers"},
@@ -281,13 +281,16 @@ NEEDS_ONLY = {
     "config": set(),
     "files": set(),
     "faults": {"config"},
+    "home": {"config"},
+    "within": {"config"},
     "migrate": {"config", "files", "tables"},
     "watchdog": set(),
-    "store": {"config", "files", "migrate", "tables", "wishes"},
+    "store": {"config", "files", "migrate", "tables", "wishes", "within"},
+    "trust": {"config", "home", "store"},
     "wishes": set(),
     "control": {"store", "wishes"},
     "steer": {"config", "store", "wishes"},
-    "segments": {"config", "files"},
+    "segments": {"config", "files", "store"},
     "spec": {"config"},
     "atari": {"config", "spec"},
     "envs": {"atari", "config", "spec", "watchdog"},
@@ -331,7 +334,7 @@ def test_imports_run_one_way() -> None:
 def test_the_pages_need_only_the_store() -> None:
     files = sorted((ROOT / "webui").glob("*.py"))
     assert len(files) > 2
-    assert {f.name: imports_of(f) - {"webui", "store", "config", "steer", "wishes"} for f in files} == {
+    assert {f.name: imports_of(f) - {"webui", "store", "config", "home", "steer", "wishes"} for f in files} == {
         f.name: set() for f in files
     }
 
@@ -345,7 +348,7 @@ def loaded_by(modules: str) -> set[str]:
 
 
 def test_torch_is_loaded_only_where_networks_are() -> None:
-    modules = ("config", "store", "segments", "labelers", "cli", "envs", "dot")
+    modules = ("config", "store", "segments", "labelers", "cli", "envs", "dot", "trust")
     loaded = loaded_by(", ".join([*(f"rlhf_gym.{m}" for m in modules), "webui.app", "webui.server"]))
     assert {"rlhf_gym.labelers", "webui.app", "numpy"} <= loaded
     assert loaded & {"torch", "tensorboard", "mujoco", "Box2D", "ale_py", "pygame"} == set()

@@ -229,8 +229,8 @@ def test_a_half_labeled_batch_is_finished_not_begun_anew(session: Session, monke
     pairs = session.pairs()
     session.add_label("mine", pairs[1].id, "equal")
     read: list[str] = []
-    real = labelers.load_segment
-    monkeypatch.setattr(labelers, "load_segment", lambda path: (read.append(path.name), real(path))[1])
+    real = labelers.load_clip
+    monkeypatch.setattr(labelers, "load_clip", lambda s, clip: (read.append(Path(clip.path).name), real(s, clip))[1])
     assert label(session) == ["right", "equal", "right", "right"]
     assert session.last_label_id() == 4
     assert sorted(read) == ["0000.npz", "0001.npz", "0004.npz", "0005.npz", "0006.npz", "0007.npz"]  # each once

@@ -24,7 +24,7 @@ from rlhf_gym.config import MAX_GOAL_CHARS, UserError
 from webui import charts, dashboard, history, metrics, shelf, steering
 from webui.bodies import MAX_COUNT, MAX_ID, Body
 from webui.found import Found
-from webui.security import Guard
+from webui.security import HEADERS, Guard
 from webui.state import (
     Batch,
     Goal,
@@ -112,7 +112,11 @@ def create_app(
     templates.env.filters["ago"] = charts.ago
     templates.env.globals["plotly_url"] = metrics.plotly_url
     app = FastAPI(
-        title="rlhf-gym", docs_url=None, redoc_url=None, responses={"4XX": {"model": Problem}}, description=__doc__
+        title="rlhf-gym",
+        docs_url=None,
+        redoc_url=None,
+        responses={"4XX": {"model": Problem}, 503: {"model": Problem}},
+        description=__doc__,
     )
     app.state.sessions = sessions
     app.mount("/static", Static(directory=HERE / "static"), name="static")
@@ -146,6 +150,14 @@ def create_app(
         reason = getattr(error, "orig", "too many wait for it")
         detail = f"The session's database cannot be used just now ({reason}): nothing was changed, try again."
         return problem(request, 503, detail)
+
+    @app.exception_handler(Exception)
+    async def own_mistake(request: Request, error: Exception) -> Response:
+        """Answered from outside the middleware, so it puts the headers on itself; the traceback is logged."""
+        detail = f"A mistake in rlhf-gym itself ({type(error).__name__}): the terminal says more, the list is at /."
+        response = problem(request, 500, detail)
+        response.headers.update({**HEADERS, "Cache-Control": "no-store"})
+        return response
 
     for part in (dashboard, history, shelf, steering):
         app.include_router(part.router)
@@ -242,14 +254,15 @@ def create_app(
     def video(found: Found, name: Annotated[str, PathParameter(pattern=r"^(live|start|r\d{3,9})$")]) -> Response:
         """A video of the agent after a round: start, r000, r001 …, or live; answers byte ranges."""
         number = int(name[1:]) if name[0] == "r" else store.START
-        path = found.session.live_video() if name == "live" else found.session.video(number)
-        if path.name != f"{name}.mp4" or not path.is_file():
+        video = found.session.live_video() if name == "live" else found.session.video(number)
+        path = found.session.file(f"videos/{name}.mp4")
+        if path is None or video.name != path.name:
             raise HTTPException(404, f"Session {found.session.name!r} has no video {name}.mp4.")
         return FileResponse(path, media_type="video/mp4", headers={"Cache-Control": "private, no-cache"})
 
     # ------------------------------------------------------------------ writing
 
-    @app.post("/api/s/{session}/labels", status_code=201)
+    @app.post("/api/s/{session}/labels", status_code=201, responses={200: {"model": LabelAnswer}})
     def add_label(found: Found, body: LabelBody, response: Response) -> LabelAnswer:
         """Stores a label; answered once it is safe on disk. The same id again changes nothing (200).
 

@@ -38,7 +38,8 @@ class Guard:
 
     Args:
         token: what a request has to show, as cookie, `?token=` of a page, or `Authorization: Bearer`; None: nothing.
-        port: part of the cookie's name, since cookies ignore ports.
+        port: part of the cookie's name, since cookies ignore ports, where the Host header has none; else that one is:
+            through ssh, several machines may be asked on ports of this one, all of them serving on the same.
         host: a further name, besides loopback names and IP addresses, under which the pages may be asked for.
         refuse: makes the answer from (request, status, sentence).
     """
@@ -46,7 +47,7 @@ class Guard:
     def __init__(self, app: ASGIApp, token: str | None, port: int, host: str, refuse: Refuse) -> None:
         self.app = app
         self.token = token
-        self.cookie = f"rlhf_gym_{port}"
+        self.port = port
         self.host = host.lower()
         self.refuse = refuse
 
@@ -54,6 +55,7 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        cookie = self._cookie(Headers(scope=scope))
         given = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[-1]
         brings_token = not scope["path"].startswith("/api/") and self._is_token(given)
 
@@ -64,7 +66,7 @@ class Guard:
                 headers.setdefault("Cache-Control", "no-store")
                 if brings_token:
                     value = f"{self.token}; Path=/; Max-Age={COOKIE_SECONDS}; HttpOnly; SameSite=Strict"
-                    headers.append("Set-Cookie", f"{self.cookie}={value}")
+                    headers.append("Set-Cookie", f"{cookie}={value}")
             await send(message)
 
         received = 0
@@ -95,7 +97,7 @@ class Guard:
             return None  # the same for everyone, and the error page needs its stylesheet
         bearer = headers.get("authorization", "").partition(" ")
         by_bearer = bearer[0].lower() == "bearer" and self._is_token(bearer[2].strip())
-        by_cookie = self._is_token(cookie_parser(headers.get("cookie", "")).get(self.cookie, ""))
+        by_cookie = self._is_token(cookie_parser(headers.get("cookie", "")).get(self._cookie(headers), ""))
         if self.token is not None and not (by_bearer or by_cookie or brings_token):
             return 401, (
                 "This page needs its key: open the address that rlhf-gym printed in the terminal, with ?token=, "
@@ -112,6 +114,14 @@ class Guard:
             if int(length if (length := headers.get("content-length", "0")).isdecimal() else 0) > MAX_BODY_BYTES:
                 return 413, TOO_LARGE
         return None
+
+    def _cookie(self, headers: Headers) -> str:
+        """The name of the cookie for the port that the browser sees."""
+        try:
+            port = urlsplit(f"//{headers.get('host', '')}").port
+        except ValueError:
+            port = None
+        return f"rlhf_gym_{port or self.port}"
 
     def _is_token(self, given: str) -> bool:
         return bool(given) and self.token is not None and hmac.compare_digest(given.encode(), self.token.encode())

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
+import ipaddress
 import os
-import secrets
 import socket
 import sys
 import threading
@@ -15,6 +14,7 @@ from pathlib import Path
 import uvicorn
 
 from rlhf_gym.config import UserError
+from rlhf_gym.home import load_secret
 from webui.app import create_app
 from webui.state import Sessions
 
@@ -41,6 +41,7 @@ class Server:
         self.asked_port = port
         self.port = port or DEFAULT_PORT
         self.token = token or load_token()
+        self.open_to_others = False  # whether other machines can reach it, once it has started
         self._stop = threading.Event()
         self._server: uvicorn.Server | None = None
         self._thread: threading.Thread | None = None
@@ -56,10 +57,22 @@ class Server:
         path = f"s/{session}" if session else ""
         return f"http://{f'[{host}]' if ':' in host else host}:{self.port}/{path}?token={self.token}"
 
+    @property
+    def warning(self) -> str:
+        """What whoever lets other machines in should know; "" where none can reach the pages."""
+        if not self.open_to_others:
+            return ""
+        return (
+            f"Other machines can reach these pages (--host {self.host}), and the token, which they need, travels "
+            "unencrypted: who overhears it can label, stop and delete. Safer: leave --host out, and there use "
+            f"ssh -L {self.port}:127.0.0.1:{self.port} (docs/ssh.md)."
+        )
+
     def start(self) -> None:
         """Returns once the pages answer; raises UserError where the address cannot be listened on."""
         listener = _listen(self.host, self.asked_port)
-        self.port = int(listener.getsockname()[1])
+        address, port = listener.getsockname()[:2]
+        self.port, self.open_to_others = int(port), not ipaddress.ip_address(address.split("%")[0]).is_loopback
         self._stop.clear()
         app = create_app(self.data_dir, self.token, host=self.host, port=self.port, stop=self._stop)
         self._sessions: Sessions = app.state.sessions
@@ -121,59 +134,9 @@ def _listen(host: str, asked: int | None) -> socket.socket:
 # ---------------------------------------------------------------------------------------------- token, browser
 
 
-def config_dir() -> Path:
-    """Where this user's settings of rlhf-gym lie."""
-    if sys.platform == "win32":
-        return Path(os.environ.get("APPDATA") or Path.home() / "AppData" / "Roaming") / "rlhf-gym"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Application Support" / "rlhf-gym"
-    return Path.home() / ".config" / "rlhf-gym"
-
-
 def load_token(directory: Path | None = None) -> str:
-    """This user's token, made once: outside sessions, so that copying one gives nothing away; mode 0600.
-
-    It outlives restarts, so that an open tab goes on after a resume.
-    """
-    path = (directory or config_dir()) / "token"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        aside = path.with_name(f".token-{os.getpid()}-{secrets.token_hex(4)}")
-        if not _read_token(path):
-            handle = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(handle, "w") as file:
-                file.write(secrets.token_urlsafe(24))
-                file.flush()
-                os.fsync(file.fileno())
-            try:
-                if path.exists():  # unusable
-                    os.replace(aside, path)
-                else:
-                    os.link(aside, path)  # of two that start at once, the first one's token counts
-            except FileExistsError:
-                pass
-            except OSError:  # a file system without links
-                os.replace(aside, path)
-            finally:
-                with contextlib.suppress(FileNotFoundError):
-                    aside.unlink()
-        if os.name == "posix":
-            path.chmod(0o600)
-        token = _read_token(path)
-    except OSError as error:
-        raise UserError(f"Cannot keep the pages' key in {path} ({error.strerror}): make it writable.") from None
-    if not token:
-        raise UserError(f"The pages' key in {path} is unusable: delete that file and start again.")
-    return token
-
-
-def _read_token(path: Path) -> str:
-    try:
-        token = path.read_text().strip()
-    except (FileNotFoundError, UnicodeDecodeError):
-        return ""
-    usable = len(token) >= 16 and token.isascii() and token.replace("-", "").replace("_", "").isalnum()
-    return token if usable else ""
+    """This user's token. It outlives restarts, so that an open tab goes on after a resume."""
+    return load_secret("token", "the pages' key", directory)
 
 
 def open_browser(url: str) -> bool:

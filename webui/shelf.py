@@ -102,11 +102,11 @@ def cut_out(session: Session, clip: Clip) -> bytes | None:
     frame = int(THUMBNAIL_AT * clip.frames)
     x, y = frame % clip.columns * size[0], frame // clip.columns * size[1]
     try:
-        with Image.open(path) as sheet:
+        with Image.open(path, formats=["PNG"]) as sheet:  # others start programs: EPS runs Ghostscript
             if x + size[0] > sheet.width or y + size[1] > sheet.height:
                 return None
             picture = sheet.crop((x, y, x + size[0], y + size[1])).convert("RGB")
-    except (OSError, SyntaxError, ValueError):  # what Pillow says of a damaged file
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):  # what Pillow says of a damaged file
         return None
     picture.thumbnail((THUMBNAIL_WIDTH, THUMBNAIL_HEIGHT))
     buffer = io.BytesIO()

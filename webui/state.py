@@ -10,11 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import sqlalchemy.exc
 from pydantic import BaseModel, Field, ValidationError
 
 from rlhf_gym import store
-from rlhf_gym.config import UserError, program
+from rlhf_gym.config import program
 from rlhf_gym.store import Session
 from rlhf_gym.wishes import Plan
 
@@ -299,7 +298,7 @@ class Sessions:
         for name in store.session_names(self.data_dir):
             try:
                 rows.append(self.open(name).summary(disk))
-            except (UserError, sqlalchemy.exc.DatabaseError, OSError, LookupError, ValueError, TypeError) as error:
+            except store.UNREADABLE as error:
                 if (self.data_dir / name).is_dir():  # else it was deleted this moment
                     rows.append({"name": name, "error": str(error).partition("\n")[0]})
         return rows
@@ -448,9 +447,7 @@ def sheet_path(session: Session, clip: store.Clip) -> Path | None:
     """Where the sheet lies; None where there is none, or where the row points out of the session."""
     if clip.sheet is None:
         return None
-    root = os.path.realpath(session.path)  # pathlib's takes twice as long, and a batch has many clips
-    path = os.path.realpath(os.path.join(root, clip.sheet))
-    return Path(path) if path.startswith(root + os.sep) and os.path.isfile(path) else None
+    return session.file(clip.sheet)
 
 
 def sheet_version(session: Session, clip: store.Clip) -> str | None:
