@@ -881,10 +881,12 @@ def open_session(data_dir: Path, name: str) -> Session:
         raise UserError(f'No session "{name}" in {data_dir}/. {have} Start one: {cfg.program()} run CartPole-v1.')
     check_files(data_dir / name)  # it may be a stranger's
     session = Session(data_dir / name)
+    older = migrate.needed(session)
+    if not older:
+        session.header()  # a foreign format is refused here, before the database is touched
     session.refuse_foreign_schema()
-    if migrate.needed(session):
+    if older:
         session.migrated = migrate.migrate(session)
-    session.header()  # a foreign format is refused here
     return session
 
 

@@ -99,22 +99,26 @@ def test_a_directory_that_cannot_be_written_is_told(whole: Path, mounted: Any, t
 
 
 @contextlib.contextmanager
-def locked(database: Path, seconds: float) -> Iterator[None]:
-    """Another program holds the database's write lock for so long."""
-    ready = threading.Event()
+def locked(database: Path, seconds: float | None) -> Iterator[None]:
+    """Another program holds the database's write lock for so long; None: until the with block ends."""
+    ready, over = threading.Event(), threading.Event()
 
     def hold() -> None:
         with contextlib.closing(sqlite3.connect(database, isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
             ready.set()
-            time.sleep(seconds)
+            over.wait(seconds)
             other.execute("ROLLBACK")
 
     thread = threading.Thread(target=hold)
     thread.start()
     ready.wait(10)
-    yield
-    thread.join()
+    try:
+        yield
+    finally:
+        if seconds is None:
+            over.set()
+        thread.join()
 
 
 @pytest.mark.parametrize("seconds", [1.5, pytest.param(10.0, marks=pytest.mark.full)])
@@ -130,7 +134,7 @@ def test_a_database_that_stays_locked_is_told(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(store, "BUSY_SECONDS", 0.2)
     monkeypatch.chdir(tmp_path)
     assert run(tmp_path, kill=Kill("rlhf_gym.train:update", 3)).status == -9
-    with locked(tmp_path / "data" / "one" / "session.db", 3.0):
+    with locked(tmp_path / "data" / "one" / "session.db", None):
         assert run_command(["resume", "one"]) == 1
     assert re.search("locked by another program for .* close that program", capsys.readouterr().err)
     result = command("resume", "one", cwd=tmp_path)

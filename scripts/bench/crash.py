@@ -302,7 +302,7 @@ def different_tensors(one: Path, two: Path, rounds: int) -> tuple[int, int]:
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--kills", type=int, default=100)
-    parser.add_argument("--rounds", type=int, help="of the session; by default one for every four kills")
+    parser.add_argument("--rounds", type=int, help="of the session; by default one for every two kills")
     parser.add_argument("--seed", type=int, default=0, help="of the instants")
     parser.add_argument("--no-weights", action="store_true", help="do not run it once more to compare the weights")
     return parser.parse_args(argv)
@@ -313,7 +313,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if os.name != "posix":
         print("There is no SIGKILL on this system.", file=sys.stderr)
         return 2
-    rounds = args.rounds or max(2, args.kills // 4)
+    rounds = args.rounds or max(2, args.kills // 2)
     with tempfile.TemporaryDirectory(prefix="rlhf-gym-crash-") as directory:
         killed, whole = Path(directory) / "killed" / "data", Path(directory) / "whole" / "data"
         for data_dir in (killed, whole):
