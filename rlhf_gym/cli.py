@@ -9,14 +9,24 @@ import os
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import tyro
-from tyro.conf import OmitArgPrefixes
+from typing import TYPE_CHECKING, Any
 
 from rlhf_gym import __version__, faults
+from rlhf_gym.arguments import (
+    Access,
+    Clean,
+    Command,
+    Doctor,
+    Evaluate,
+    List,
+    Resume,
+    Run,
+    Serve,
+    Watch,
+    explicit,
+    parse,
+)
 from rlhf_gym.config import Config, Settings, UserError, changed, flag, program, resolve, validate_each
 
 if TYPE_CHECKING:
@@ -24,130 +34,6 @@ if TYPE_CHECKING:
     from rlhf_gym.envs import EnvInfo
     from rlhf_gym.store import Session
     from webui.server import Server
-
-
-@dataclass(frozen=True)
-class DataDir:
-    data_dir: Path = Path("data")
-    """Directory that holds the sessions."""
-
-
-@dataclass(frozen=True)
-class Access:
-    host: str = "127.0.0.1"
-    """Address the pages are served on; anything but 127.0.0.1 lets other machines in (they need the token)."""
-    port: int = 0
-    """Port of the pages; 0 means 8000 or the next that is free."""
-    browser: bool = True
-    """Open the browser, where there is a display."""
-
-
-@dataclass(frozen=True)
-class Run:
-    """Start a new session: watch pairs of clips in the browser, say which is better, get an agent you like."""
-
-    env_id: tyro.conf.Positional[str]
-    """Gymnasium id, e.g. CartPole-v1, ALE/Pong-v5, or package.module:MyEnv-v0 for your own."""
-    session: str | None = None
-    """Name of the session (default: cartpole-1, cartpole-2, ...); one that exists goes on."""
-    trust: bool = False
-    """Run what the session brings, an environment or score function of its own, without asking."""
-    settings: OmitArgPrefixes[Settings] = field(default_factory=Settings)
-    access: OmitArgPrefixes[Access] = field(default_factory=Access)
-    where: OmitArgPrefixes[DataDir] = field(default_factory=DataDir)
-
-
-@dataclass(frozen=True)
-class Resume:
-    """Go on with a session where it stopped, whatever stopped it. Settings given here change from now on."""
-
-    session: tyro.conf.Positional[str]
-    """Name of the session."""
-    trust: bool = False
-    """Run what the session brings, an environment or score function of its own, without asking."""
-    settings: OmitArgPrefixes[Settings] = field(default_factory=Settings)
-    access: OmitArgPrefixes[Access] = field(default_factory=Access)
-    where: OmitArgPrefixes[DataDir] = field(default_factory=DataDir)
-
-
-@dataclass(frozen=True)
-class List:
-    """List the sessions: environment, round, phase, labels, true return, disk use."""
-
-    all: bool = False
-    """Those in the archive, too."""
-    json: bool = False
-    """Print one JSON object, with all of them."""
-    where: OmitArgPrefixes[DataDir] = field(default_factory=DataDir)
-
-
-@dataclass(frozen=True)
-class Serve:
-    """Serve the pages alone, over all sessions in the data directory."""
-
-    access: OmitArgPrefixes[Access] = field(default_factory=Access)
-    where: OmitArgPrefixes[DataDir] = field(default_factory=DataDir)
-
-
-@dataclass(frozen=True)
-class Watch:
-    """Render the agent playing, write an mp4, say where, and open it."""
-
-    session: tyro.conf.Positional[str]
-    """Name of the session."""
-    round: int | None = None
-    """Round of the agent (default: the newest; -1: the untrained one)."""
-    episodes: int = 1
-    """Episodes, one after another."""
-    open: bool = True
-    """Open the video, where there is a display."""
-    trust: bool = False
-    """Run what the session brings, an environment or score function of its own, without asking."""
-    where: OmitArgPrefixes[DataDir] = field(default_factory=DataDir)
-
-
-@dataclass(frozen=True)
-class Evaluate:
-    """Play whole episodes and report the true return."""
-
-    session: tyro.conf.Positional[str]
-    """Name of the session."""
-    round: int | None = None
-    """Round of the agent (default: the newest; -1: the untrained one)."""
-    episodes: int = 100
-    """Episodes to play."""
-    score: str = ""
-    """MODULE:FUNCTION with score(episode) -> float: reported as well."""
-    greedy: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = False
-    """Take the likeliest actions (the default everywhere but on Atari)."""
-    sampled: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = False
-    """Draw actions as in training (the default on Atari, where a greedy agent gets stuck)."""
-    json: bool = False
-    """Print one JSON object."""
-    trust: bool = False
-    """Run what the session brings, an environment or score function of its own, without asking."""
-    where: OmitArgPrefixes[DataDir] = field(default_factory=DataDir)
-
-
-@dataclass(frozen=True)
-class Doctor:
-    """Say what this machine has: GPU, rendering, codecs, disk, extras, speed."""
-
-    json: bool = False
-    """Print one JSON object."""
-    where: OmitArgPrefixes[DataDir] = field(default_factory=DataDir)
-
-
-@dataclass(frozen=True)
-class Clean:
-    """Delete what a session does not need: in-phase checkpoints of trained rounds, damaged and half-written files."""
-
-    session: tyro.conf.Positional[str]
-    """Name of the session."""
-    where: OmitArgPrefixes[DataDir] = field(default_factory=DataDir)
-
-
-Command = Run | Resume | List | Serve | Watch | Evaluate | Clean | Doctor
 
 
 def main() -> None:
@@ -196,60 +82,23 @@ def run_command(args: list[str]) -> int:
     raise AssertionError(command)
 
 
-# ---------------------------------------------------------------------------------------------- arguments
-
-
-def parse(args: list[str], into: Any, prog: str, description: str) -> Any:
-    """Parses arguments with tyro; a dict setting is written as JSON."""
-    registry = tyro.constructors.ConstructorRegistry()
-
-    @registry.primitive_rule
-    def json_rule(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec[Any] | None:
-        if info.type_origin is not dict:
-            return None
-        return tyro.constructors.PrimitiveConstructorSpec(
-            nargs=1,
-            metavar="JSON",
-            instance_from_str=lambda values: json_or_text(values[0]),
-            is_instance=lambda value: isinstance(value, dict | str),
-            str_from_instance=lambda value: [json.dumps(value)],
-        )
-
-    return tyro.cli(into, args=args, prog=prog, description=description, registry=registry)
-
-
-def json_or_text(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text  # `config.validate` says what is wrong with it
-
-
-def explicit(settings: Settings, args: list[str]) -> dict[str, Any]:
-    """The settings that were given on the command line: only they win over presets and saved values."""
-    options = {a.split("=")[0].removeprefix("--").replace("-", "_") for a in args if a[:2] == "--"}
-    given = {name.removeprefix("no_") for name in options}
-    names = {f.name for f in dataclasses.fields(Settings)}
-    return {name: getattr(settings, name) for name in sorted(given & names)}
-
-
 # ---------------------------------------------------------------------------------------------- run and resume
 
 
 def run_session(command: Run, args: list[str]) -> int:
-    from rlhf_gym import envs, provenance, store, trust
+    from rlhf_gym import catalog, envs, provenance, trust
 
     data_dir, given = command.where.data_dir, explicit(command.settings, args)
-    if command.session is not None and (data_dir / store.check_name(command.session) / "config.json").exists():
+    if command.session is not None and (data_dir / catalog.check_name(command.session) / "config.json").exists():
         return go_on(command.session, {"env_id": command.env_id, **given}, command)
     check_labeler(given, command.settings)
     info = envs.describe(validate_each(Config(**{"env_id": command.env_id, **given})))
     config = resolve({"env_id": command.env_id, **given}, info.kind)
     check(config, info)
     server = start_server(data_dir, command.access) if config.labeler == "human" else None
-    name = command.session or store.new_name(data_dir, command.env_id)
+    name = command.session or catalog.new_name(data_dir, command.env_id)
     header = {"info": as_json(info), **provenance.now(config), **trust.signed(config)}
-    session = store.create_session(data_dir, name, config, **header)
+    session = catalog.create_session(data_dir, name, config, **header)
     say(f"Session {name} in {session.path}")
     return run_loop(session, config, info, server, command.access)
 
@@ -326,10 +175,10 @@ def open_session(data_dir: Path, name: str) -> Session:
     """As the store's; here a database that cannot be read is one sentence, too."""
     from sqlalchemy.exc import DatabaseError
 
-    from rlhf_gym import store
+    from rlhf_gym import catalog
 
     try:
-        session = store.open_session(data_dir, name)
+        session = catalog.open_session(data_dir, name)
         session.last_label_id()
         if session.migrated is not None:
             say(
@@ -443,14 +292,14 @@ def wait_for_interrupt() -> None:
 
 
 def list_sessions(command: List) -> int:
-    from rlhf_gym import store
+    from rlhf_gym import catalog
 
     data_dir = command.where.data_dir
     sessions: list[dict[str, Any]] = []
-    for name in store.session_names(data_dir):
+    for name in catalog.session_names(data_dir):
         try:
             sessions.append(open_session(data_dir, name).summary())
-        except store.UNREADABLE as error:  # the others can be listed all the same
+        except catalog.UNREADABLE as error:  # the others can be listed all the same
             told = faults.sentence(error, data_dir / name) or str(error).partition("\n")[0]
             sessions.append({"name": name, "error": told})
     if command.json:

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 import tyro
 
-from rlhf_gym import checkpoints, cli, envs, trust
+from rlhf_gym import arguments, checkpoints, cli, envs, trust
 from rlhf_gym.checkpoints import PHASE_SEED, Snapshot
 from rlhf_gym.config import Config, Settings, UserError, resolve, validate, validate_each
 from rlhf_gym.evaluate import evaluate
@@ -53,7 +53,7 @@ class Train:
 def main() -> None:
     """Entry point; a user's mistake is one line on stderr."""
     args = sys.argv[1:]
-    command = cli.parse(args, Train, "python -m rlhf_gym.train", "The engine alone.")
+    command = arguments.parse(args, Train, "python -m rlhf_gym.train", "The engine alone.")
     try:
         if command.steps < 0:
             raise UserError(f"--steps {command.steps} is out of range: give the number of steps to train the agent.")
@@ -109,7 +109,7 @@ def plain_ppo(command: Train, args: list[str]) -> None:
     """PPO on the true reward: an ended episode is worth nothing more."""
     if not command.env_id:
         raise UserError("--reward env needs an environment: give --env-id, e.g. --env-id CartPole-v1.")
-    given = {"env_id": command.env_id, **cli.explicit(command.settings, args)}
+    given = {"env_id": command.env_id, **arguments.explicit(command.settings, args)}
     info = envs.describe(validate_each(Config(**given)))
     config = resolve(given, info.kind)
     device = checkpoints.pick_device(config, info)
@@ -130,7 +130,7 @@ def retrain(command: Train, args: list[str]) -> None:
         raise UserError("Nothing to train: name a session, or give --reward env --env-id CartPole-v1.")
     session = cli.open_session(command.data_dir, command.session)
     trust.require(session, command.trust)
-    config = validate(dataclasses.replace(session.config, **cli.explicit(command.settings, args)))
+    config = validate(dataclasses.replace(session.config, **arguments.explicit(command.settings, args)))
     info = envs.describe(config)
     device = checkpoints.pick_device(config, info)
     agent = checkpoints.new_agent(info, config, device)

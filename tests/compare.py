@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from processes import TINY, Kill, Result, command
 
-from rlhf_gym import store
+from rlhf_gym import catalog
 from rlhf_gym.checkpoints import load_state
 from rlhf_gym.store import Session
 
@@ -29,7 +29,7 @@ def without(more: tuple[object, ...]) -> list[str]:
 
 
 def session_in(cwd: Path, name: str = "one") -> Session:
-    return store.open_session(cwd / "data", name)
+    return catalog.open_session(cwd / "data", name)
 
 
 def flat(state: Any, prefix: str = "") -> dict[str, Any]:

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from PIL import Image, ImageDraw
 
-from rlhf_gym import store
+from rlhf_gym import catalog, store
 from rlhf_gym.config import Config
 from rlhf_gym.store import START, Session
 
@@ -202,7 +202,7 @@ def make_session(tmp_path: Path) -> Iterator[Callable[..., FakeLoop]]:
         name: str = "cartpole-1", pairs: int = 6, width: int = 120, height: int = 80, frames: int = 30, **settings: Any
     ) -> FakeLoop:
         config = Config(**{"env_id": "CartPole-v1", "goal": "Keep the pole up.", "pairs_per_round": 6, **settings})
-        loop = FakeLoop(store.create_session(tmp_path / "data", name, config), width, height, frames)
+        loop = FakeLoop(catalog.create_session(tmp_path / "data", name, config), width, height, frames)
         made.append(loop.session)
         loop.record(START, 21.5)
         if pairs:

@@ -22,7 +22,7 @@ import httpx
 import pytest
 from processes import ROOT, TINY, Result, Spawned, command
 
-from rlhf_gym import __version__, cli, store
+from rlhf_gym import __version__, arguments, catalog, cli
 from rlhf_gym.config import Config, Settings
 from rlhf_gym.store import START, Session
 
@@ -48,7 +48,7 @@ def cwd(made: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def session(cwd: Path) -> Iterator[Session]:
-    opened = store.open_session(cwd / "data", "one")
+    opened = catalog.open_session(cwd / "data", "one")
     yield opened
     opened.close()
 
@@ -134,7 +134,7 @@ def test_what_is_no_command_line_is_told_on_stderr(args: list[str], capsys: pyte
 def given(*args: str) -> dict[str, Any]:
     """The settings that these arguments of `run CartPole-v1` give."""
     line = ["run", "CartPole-v1", *args]
-    return cli.explicit(cli.parse(line, cli.Command, "rlhf-gym", "").settings, line)
+    return arguments.explicit(arguments.parse(line, arguments.Command, "rlhf-gym", "").settings, line)
 
 
 @pytest.mark.parametrize(
@@ -334,7 +334,7 @@ def test_mistakes_about_a_session(made: Path, args: list[str], says: str) -> Non
 
 
 def test_a_session_without_an_agent(tmp_path: Path) -> None:
-    store.create_session(tmp_path / "data", "new", Config(env_id="CartPole-v1")).close()
+    catalog.create_session(tmp_path / "data", "new", Config(env_id="CartPole-v1")).close()
     for name in ("watch", "evaluate"):
         refused(command(name, "new", cwd=tmp_path), r"has no agent yet: run it first \(rlhf-gym resume new\)")
 
@@ -437,7 +437,7 @@ def test_synthetic_starts_no_server(made: Path) -> None:
 
 
 def test_list_prints_one_json_object(cwd: Path) -> None:
-    store.create_session(cwd / "data", "new", Config(env_id="Acrobot-v1")).close()
+    catalog.create_session(cwd / "data", "new", Config(env_id="Acrobot-v1")).close()
     result = command("list", "--json", cwd=cwd)
     assert (result.status, result.err) == (0, "")
     assert result.out.count("\n") == 1
@@ -467,7 +467,7 @@ def test_list_is_a_table(made: Path) -> None:
 
 def test_list_shows_titles_and_leaves_the_archive_out(cwd: Path) -> None:
     for name in ("kept", "put-away"):
-        made = store.create_session(cwd / "data", name, Config(env_id="Acrobot-v1"))
+        made = catalog.create_session(cwd / "data", name, Config(env_id="Acrobot-v1"))
         made.add_event("title", 0, text=f"[b]Title of {name}")
         made.add_event("archived", 0, archived=name == "put-away")
         made.close()
@@ -587,7 +587,7 @@ def test_ctrl_c_while_a_person_labels_with_a_page_open(tmp_path: Path) -> None:
             with contextlib.suppress(httpx.HTTPError):
                 list(events)  # the stream ends
         client.close()
-    session = store.open_session(tmp_path / "some where", "cartpole-1")
+    session = catalog.open_session(tmp_path / "some where", "cartpole-1")
     assert (session.where().phase, session.running()) == ("label", False)
     assert session.video(START).exists()
     session.close()
@@ -614,7 +614,7 @@ def test_ctrl_c_in_every_phase(tmp_path: Path, phase: str) -> None:
         run.wait_for_phase(phase, "one")
         time.sleep(0.3)
         assert interrupted(run, 130) == ["rlhf-gym", "resume", "one"]
-    session = store.open_session(tmp_path / "data", "one")
+    session = catalog.open_session(tmp_path / "data", "one")
     assert not session.running()
     assert session.where().phase in (phase, "collect", "label")  # the agent of the start is recorded during label
     session.close()

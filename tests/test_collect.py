@@ -15,7 +15,7 @@ from gymnasium import spaces
 from PIL import Image
 from rich.console import Console
 
-from rlhf_gym import checkpoints, collect, envs, store
+from rlhf_gym import catalog, checkpoints, collect, envs, store
 from rlhf_gym.checkpoints import Snapshot
 from rlhf_gym.collect import MAX_SHEET_PIXELS, MAX_SIDE, Candidate, Cutter, choose_pairs, clip_steps, make_sheet
 from rlhf_gym.config import Config, UserError, resolve
@@ -306,7 +306,7 @@ def test_an_environment_that_does_not_repeat_itself_is_noticed_and_filmed(tmp_pa
     candidates = gathered(snapshot, 12, 10)
     assert not collect.play_again(candidates, config, 1, True, lambda *_: None)
 
-    session = store.create_session(tmp_path, "film-1", config)
+    session = catalog.create_session(tmp_path, "film-1", config)
     collect.collect(session, snapshot, config, info, 0, 0, lambda *_: None)
     clips = session.clips()
     assert len(clips) == 12
@@ -324,7 +324,7 @@ def test_an_environment_that_does_not_repeat_itself_is_noticed_and_filmed(tmp_pa
 def test_ram_is_in_the_infos_of_atari_where_there_is_a_score(tmp_path, score):
     settings = dict(frameskip=8, env_kwargs={"max_num_frames_per_episode": 400}, labeler="synthetic", noop_max=3)
     snapshot, config, info = made("ALE/Pong-v5", pairs_per_round=2, clip_seconds=1.0, score=score, **settings)
-    session = store.create_session(tmp_path, "pong-1", config)
+    session = catalog.create_session(tmp_path, "pong-1", config)
     collect.collect(session, snapshot, config, info, 0, 0, lambda *_: None)
     clips = list(session.clips().values())
     assert len(clips) == 4
@@ -427,7 +427,7 @@ def film_session(tmp_path):
     snapshot, config, info = made(
         env_kwargs={"life": 14, "fps": 60}, pairs_per_round=10, clip_seconds=0.2, repeat_fraction=0.3, reward=True
     )
-    session = store.create_session(tmp_path, "film-1", config)
+    session = catalog.create_session(tmp_path, "film-1", config)
     untrained = Snapshot(snapshot.agent, None, config, info, -1)
     collect.collect(session, untrained, config, info, 0, 0, lambda *_: None)
     for n, (pair, choice) in enumerate(zip(session.pairs(), itertools.cycle(["left", "right", "equal", "skip"]))):
@@ -494,7 +494,7 @@ def test_a_batch_collected_again_after_a_kill_is_the_same(tmp_path):
     snapshot, config, info = made(pairs_per_round=3, clip_seconds=1.0)
 
     def collected(name: str, leftover: bool) -> dict[str, bytes]:
-        session = store.create_session(tmp_path, name, config)
+        session = catalog.create_session(tmp_path, name, config)
         if leftover:
             directory = session.clip_directory(0, 0)
             directory.mkdir(parents=True)
@@ -513,7 +513,7 @@ def test_a_batch_collected_again_after_a_kill_is_the_same(tmp_path):
 def test_clips_that_are_too_long_by_wish_get_shorter_again(tmp_path):
     """Episodes are cut off after 12 steps and the registration does not say so: 10 steps fit, 15 do not."""
     _, config, info = made("collect/Endless-v0", env_kwargs={"cut": 12}, pairs_per_round=2, clip_seconds=1.0)
-    session = store.create_session(tmp_path, "film-1", config)
+    session = catalog.create_session(tmp_path, "film-1", config)
     snapshot = Snapshot(checkpoints.new_agent(info, config, CPU), None, config, info, -1)
     snapshot.save(session.checkpoint(-1))
     session.add_event("clips", 0, attempt=0, longer=True, differ=False)
@@ -532,7 +532,7 @@ def test_clips_that_are_too_long_by_wish_get_shorter_again(tmp_path):
 
 def test_a_further_batch_of_longer_clips(tmp_path):
     snapshot, config, info = made(pairs_per_round=2, clip_seconds=1.0, labeler="synthetic")
-    session = store.create_session(tmp_path, "film-1", config)
+    session = catalog.create_session(tmp_path, "film-1", config)
     for attempt, longer in ((0, 1.0), (1, 2.0)):
         collect.collect(session, snapshot, config, info, 0, attempt, lambda *_: None, longer=longer)
     assert [c.steps for c in session.clips().values()] == [10] * 4 + [20] * 4

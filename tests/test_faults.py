@@ -22,7 +22,7 @@ from compare import NAMES, run, same_session, session_in, without
 from processes import TINY, Kill, Result, Spawned, command
 from rich.console import Console
 
-from rlhf_gym import loop, store, watchdog
+from rlhf_gym import loop, rows, store, watchdog
 from rlhf_gym.checkpoints import load_state
 from rlhf_gym.cli import run_command
 from rlhf_gym.config import FORMAT_VERSION, UserError
@@ -131,7 +131,7 @@ def test_a_database_that_is_locked_for_a_while_is_waited_for(whole: Path, tmp_pa
 
 
 def test_a_database_that_stays_locked_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    monkeypatch.setattr(store, "BUSY_SECONDS", 0.2)
+    monkeypatch.setattr(rows, "BUSY_SECONDS", 0.2)
     monkeypatch.chdir(tmp_path)
     assert run(tmp_path, kill=Kill("rlhf_gym.train:update", 3)).status == -9
     with locked(tmp_path / "data" / "one" / "session.db", None):

@@ -28,7 +28,7 @@ from schemathesis.checks import (
     status_code_conformance,
 )
 
-from rlhf_gym import store
+from rlhf_gym import catalog, store
 from rlhf_gym.config import Config
 from webui.app import create_app
 
@@ -49,7 +49,7 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     data_dir = tmp_path_factory.mktemp("fuzz") / "data"
     for name, rounds in (("labels", 0), ("trains", 0), ("done", 1), ("empty", 0)):
         config = Config(env_id="CartPole-v1", goal="Keep it up.", pairs_per_round=4, rounds=rounds)
-        session = store.create_session(data_dir, name, config)
+        session = catalog.create_session(data_dir, name, config)
         loop = FakeLoop(session, 60, 40, 8)
         if name != "empty":
             loop.record(store.START, 20.0)

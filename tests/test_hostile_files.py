@@ -17,8 +17,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from rlhf_gym import catalog, segments, store
 from rlhf_gym import config as cfg
-from rlhf_gym import segments, store
 from rlhf_gym.config import Config, UserError
 from rlhf_gym.segments import Segment, load_segment, save_segment
 from rlhf_gym.store import CHOICES, PHASES, START, Where
@@ -241,7 +241,7 @@ class Sequences(RuleBasedStateMachine):
     @initialize(rounds=st.integers(0, 3))
     def create(self, rounds: int) -> None:
         config = Config(env_id="CartPole-v1", rounds=rounds)
-        self.session = store.create_session(Path(self.directory.name), "one", config)
+        self.session = catalog.create_session(Path(self.directory.name), "one", config)
 
     def teardown(self) -> None:
         self.session.close()
@@ -250,7 +250,7 @@ class Sequences(RuleBasedStateMachine):
     @rule()
     def reopen(self) -> None:
         self.session.close()
-        self.session = store.open_session(Path(self.directory.name), "one")
+        self.session = catalog.open_session(Path(self.directory.name), "one")
 
     @rule(count=st.integers(1, 3), repeat=st.booleans())
     def collect(self, count: int, repeat: bool) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rlhf_gym import labelers, store
+from rlhf_gym import catalog, labelers
 from rlhf_gym.config import Config, UserError
 from rlhf_gym.labelers import ScoredClip, load_score, synthetic_choice
 from rlhf_gym.segments import Segment, save_segment
@@ -164,7 +164,7 @@ def test_a_module_that_is_none_is_one_sentence(name: str, module: Callable[[str]
 @pytest.fixture
 def session(tmp_path: Path) -> Iterator[Session]:
     """A session with four pairs of clips whose true returns are 0, 1, … 7, so that right is better each time."""
-    made = store.create_session(tmp_path / "data", "one", config())
+    made = catalog.create_session(tmp_path / "data", "one", config())
     made.checkpoint(START).write_bytes(b"weights")
     add_pairs(made, 0, [float(i) for i in range(8)])
     yield made
@@ -201,7 +201,7 @@ def test_a_batch_is_labeled_by_true_return(session: Session) -> None:
 
 def test_labels_depend_on_seed_and_pair_and_on_nothing_else(session: Session, tmp_path: Path) -> None:
     """Neither on what else is labeled nor on when: so a run that was killed labels like one that was not."""
-    other = store.create_session(tmp_path / "data", "two", config())
+    other = catalog.create_session(tmp_path / "data", "two", config())
     add_pairs(other, 0, [0.0] * 8)
     for each in (session, other):
         add_pairs(each, 1, [float(i) for i in range(40)])

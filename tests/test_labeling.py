@@ -15,7 +15,7 @@ import pytest
 from fastapi.testclient import TestClient
 from test_webui import API, SETTLE, client, press, serve, shown, wait_for
 
-from rlhf_gym import store
+from rlhf_gym import store, tables
 
 __all__ = ["client", "serve"]  # fixtures
 
@@ -25,7 +25,7 @@ ONE_FRAME = 250  # ms in which a page at rest surely draws
 
 def rows(session: store.Session) -> list[Any]:
     with session.read() as db:
-        return list(db.execute(store.label_table.select().order_by(store.label_table.c.id)))
+        return list(db.execute(tables.label_table.select().order_by(tables.label_table.c.id)))
 
 
 def label_all(session: store.Session, number: int, *choices: str) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from rlhf_gym import store
+from rlhf_gym import catalog
 from rlhf_gym.config import Config
 from rlhf_gym.labels import Labels, load_labels, target
 from rlhf_gym.segments import Segment, save_segment
@@ -96,7 +96,7 @@ def test_every_row_is_the_step_it_says_it_is(image):
 
 @pytest.fixture
 def session(tmp_path):
-    session = store.create_session(tmp_path, "labels-1", Config(env_id="CartPole-v1"))
+    session = catalog.create_session(tmp_path, "labels-1", Config(env_id="CartPole-v1"))
     directory = session.clear_batch_files(0, 0)
     clips = []
     for i in range(12):

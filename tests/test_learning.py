@@ -15,7 +15,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from rlhf_gym import dot, envs, loop, retrain, store
+from rlhf_gym import catalog, dot, envs, loop, retrain
 from rlhf_gym.checkpoints import Snapshot
 from rlhf_gym.config import Config, resolve
 from rlhf_gym.evaluate import evaluate
@@ -43,7 +43,7 @@ def run_loop(data_dir: Path, name: str, env_id: str, **settings) -> Session:
     given = {"env_id": env_id, "labeler": "synthetic", **settings}
     info = envs.describe(Config(**given))
     config = resolve(given, info.kind)
-    session = store.create_session(data_dir, name, config)
+    session = catalog.create_session(data_dir, name, config)
     loop.run(session, config, info, Monitor(session, Console(file=io.StringIO())))
     return session
 
@@ -233,7 +233,7 @@ def test_retraining_settings_are_checked_too(stays_up, monkeypatch, capsys):
 def test_a_session_without_a_decided_label_cannot_be_retrained(tmp_path, monkeypatch, capsys):
     info = envs.describe(Config(env_id="CartPole-v1"))
     config = resolve({"env_id": "CartPole-v1"}, info.kind)
-    store.create_session(tmp_path, "new-1", config).close()
+    catalog.create_session(tmp_path, "new-1", config).close()
     with pytest.raises(SystemExit):
         train_alone(monkeypatch, "new-1", "--data-dir", tmp_path)
     assert "'new-1' has no label that says better or worse" in capsys.readouterr().err

@@ -18,7 +18,7 @@ import torch
 from compare import NAMES, run, same_session, same_tensors, session_in, without
 from processes import Kill, Spawned, command
 
-from rlhf_gym import store
+from rlhf_gym import catalog, store
 from rlhf_gym.checkpoints import load_state
 from rlhf_gym.loop import consistency, foresight
 from rlhf_gym.segments import load_segment
@@ -484,7 +484,7 @@ def test_prequential_accuracy_is_of_uniform_decided_pairs_alone() -> None:
 
 
 def test_consistency_is_how_often_a_swapped_repeat_got_the_swapped_label(tmp_path: Path) -> None:
-    session = store.create_session(tmp_path / "data", "one", store.Config(env_id="CartPole-v1"))
+    session = catalog.create_session(tmp_path / "data", "one", store.Config(env_id="CartPole-v1"))
     batch = dict(round=0, attempt=0)
     clips = [dict(batch, path=f"{i}.npz", fps=30.0, steps=5, seed=i, start=0) for i in range(8)]
     firsts = [dict(batch, position=i, kind="uniform", left=2 * i, right=2 * i + 1) for i in range(4)]

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rlhf_gym import store
+from rlhf_gym import catalog, store
 from rlhf_gym.store import Session
 
 ROUNDS = 3
@@ -62,7 +62,7 @@ def test_three_rounds_by_keyboard_teach_cartpole(page: Any, console: Any, tmp_pa
     with command("run", *args, "--goal", "Keep it up") as (process, lines):
         url = until(lambda: re.search(r"http://\S+", "".join(lines)), 30, "the address of the page")[0]
         page.goto(url)
-        session = store.open_session(tmp_path, "cartpole-1")
+        session = catalog.open_session(tmp_path, "cartpole-1")
         for number in range(ROUNDS):
             batch = until(
                 lambda n=number: session.pairs(n, session.where().attempt), 120, f"the pairs of round {number}"

@@ -17,7 +17,7 @@ from PIL import Image
 from test_labeling import axe_finds
 from test_webui import API, client, serve, wait_for
 
-from rlhf_gym import store
+from rlhf_gym import catalog, tables
 
 __all__ = ["client", "serve"]  # fixtures
 
@@ -81,7 +81,7 @@ def test_no_thumbnail_without_a_picture(client: TestClient, make_session: Any, t
     (tmp_path / "secret.png").write_bytes(b"secret")
     for values in ({"columns": 0}, {"frames": 10_000, "columns": 8}, {"sheet": "../../secret.png"}):
         with loop.session.write() as db:
-            db.execute(store.clip_table.update().where(store.clip_table.c.id == 1).values(**values))
+            db.execute(tables.clip_table.update().where(tables.clip_table.c.id == 1).values(**values))
         refusal(client.get("/api/s/pong-1/thumbnail.png"), 404)
     assert listed(client)["pong-1"]["thumbnail"] is None
 
@@ -137,7 +137,7 @@ def test_no_such_session(client: TestClient, make_session: Any, tmp_path: Path, 
     answer = client.post(f"/api/s/{name}/{what}", json={"text": "x"} if what == "title" else {"archived": True})
     assert answer.status_code in (404, 422)
     assert answer.json()["detail"]
-    assert store.session_names(tmp_path / "data") == ["cartpole-1"]
+    assert catalog.session_names(tmp_path / "data") == ["cartpole-1"]
 
 
 def test_deleting_moves_to_the_trash_and_moving_back_restores(
@@ -157,7 +157,7 @@ def test_deleting_moves_to_the_trash_and_moving_back_restores(
     assert [p.name for p in data.iterdir()] == [".trash"]
     (data / ".trash" / "cartpole-1").rename(data / "cartpole-1")
     assert client.get(API).json()["pairs"] == 2
-    assert [p.choice for p in store.open_session(data, "cartpole-1").pairs()] == [None, None]
+    assert [p.choice for p in catalog.open_session(data, "cartpole-1").pairs()] == [None, None]
 
 
 def test_what_runs_is_not_deleted_and_what_is_torn_can_be(

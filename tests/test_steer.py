@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from processes import TINY, Spawned
 
-from rlhf_gym import store
+from rlhf_gym import catalog, store
 from rlhf_gym.checkpoints import Snapshot
 from rlhf_gym.collect import choose_pairs, looks
 from rlhf_gym.config import UserError
@@ -334,7 +334,7 @@ def test_a_running_loop_heeds_the_person(tmp_path: Path) -> None:
         told("steer", do="longer")
         told("steer", do="continue")
         wait_for(lambda: (p := training()) and p["total"] == 2 * 4096 and p["done"] > paused["done"])
-        session = store.open_session(tmp_path / "data", "one")
+        session = catalog.open_session(tmp_path / "data", "one")
         wait_for(lambda: session.trained_rounds() == [-1, 0])
 
         # longer, with labels wanted: a round of practice

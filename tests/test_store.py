@@ -20,7 +20,7 @@ from filelock import FileLock
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlhf_gym import files, store
+from rlhf_gym import catalog, files, tables
 from rlhf_gym.config import FORMAT_VERSION, Config, UserError
 from rlhf_gym.store import START, Session, Where
 
@@ -51,7 +51,7 @@ def train(session: Session, number: int) -> None:
 
 @pytest.fixture
 def session(tmp_path: Path) -> Iterator[Session]:
-    made = store.create_session(tmp_path / "data", "one", CONFIG)
+    made = catalog.create_session(tmp_path / "data", "one", CONFIG)
     yield made
     made.close()
 
@@ -79,7 +79,7 @@ def test_a_batch_is_there_whole_or_not_at_all(
 ) -> None:
     with pytest.raises((sa.exc.SQLAlchemyError, IndexError)):
         session.add_batch(clips, pairs)
-    assert (count(session, store.clip_table), count(session, store.pair_table)) == (0, 0)
+    assert (count(session, tables.clip_table), count(session, tables.pair_table)) == (0, 0)
     assert session.where().phase == "collect"
 
 
@@ -124,7 +124,7 @@ def test_the_same_label_again_counts_once(session: Session) -> None:
     for other in ((two, "left"), (one, "right"), (one, None)):
         with pytest.raises(ValueError, match="'a' was used for another label"):
             session.add_label("a", *other)
-    assert count(session, store.label_table) == 1
+    assert count(session, tables.label_table) == 1
     assert session.last_label_id() == row
 
 
@@ -148,7 +148,7 @@ def test_a_label_taken_back_leaves_the_pair_open(session: Session) -> None:
     assert session.where() == Where(0, 0, "label", 1, 0)
     session.add_label("c", one, "right")
     assert session.pairs()[0].choice == "right"
-    assert count(session, store.label_table) == 3  # append-only
+    assert count(session, tables.label_table) == 3  # append-only
 
 
 def test_labels_until_shows_what_a_checkpoint_saw(session: Session) -> None:
@@ -180,14 +180,14 @@ def test_no_other_labels_than_there_are(session: Session, label: dict[str, Any],
     values = {"uid": "a", "pair": collect(session)[0], **label}
     with pytest.raises(ValueError, match=says):
         session.add_label(**values)
-    assert count(session, store.label_table) == 0
+    assert count(session, tables.label_table) == 0
 
 
 def test_a_pair_that_is_not_there_has_no_label(session: Session) -> None:
     collect(session)
     with pytest.raises(KeyError):
         session.add_label("a", 99, "left")
-    assert count(session, store.label_table) == 0
+    assert count(session, tables.label_table) == 0
 
 
 def test_take_back_undoes_the_newest_standing_label(session: Session) -> None:
@@ -240,7 +240,7 @@ def label_all(session: Session, choices: list[str], round: int = 0, attempt: int
 def test_a_session_through_two_rounds(tmp_path: Path) -> None:
     """Each thing that appears on disk moves the session to the phase that comes after it, and nothing else does."""
     config = Config(env_id="CartPole-v1", rounds=2)
-    session = store.create_session(tmp_path, "s", config)
+    session = catalog.create_session(tmp_path, "s", config)
     assert session.where() == Where(0, 0, "collect", 0, 0)  # not even an untrained agent
     train(session, START)
     for number in (0, 1):
@@ -488,7 +488,7 @@ def test_two_processes_write_at_once_and_nothing_is_lost(session: Session) -> No
     finally:
         for writer in writers:
             end(writer)
-    assert count(session, store.label_table) == 2 * each + 1
+    assert count(session, tables.label_table) == 2 * each + 1
     assert len(session.metrics("a")) == len(session.metrics("b")) == len(session.metrics("both")) == each
 
 
@@ -504,10 +504,10 @@ def test_a_writer_waits_for_the_other(session: Session) -> None:
 
     thread = threading.Thread(target=write)
     with session.write() as db:
-        db.execute(sa.select(store.label_table))
+        db.execute(sa.select(tables.label_table))
         thread.start()
         time.sleep(0.3)
-        db.execute(store.label_table.insert().values(uid="a", pair=one, choice="left", labeler="human", created=0.0))
+        db.execute(tables.label_table.insert().values(uid="a", pair=one, choice="left", labeler="human", created=0.0))
     thread.join()
     assert waited[0] > 0.2
     assert [p.choice for p in session.pairs()] == ["left", "left", None]
@@ -541,7 +541,7 @@ def test_a_killed_writer_leaves_whole_labels(session: Session) -> None:
     finally:
         end(writer)
     with session.read() as db:
-        stored = {row.uid for row in db.execute(sa.select(store.label_table))}
+        stored = {row.uid for row in db.execute(sa.select(tables.label_table))}
         assert db.exec_driver_sql("PRAGMA integrity_check").scalar_one() == "ok"
     assert {f"a-{i}" for i in acknowledged} <= stored
     assert len(stored) <= len(acknowledged) + 2  # one may be committed and not yet acknowledged, one line torn
@@ -616,7 +616,7 @@ def test_progress_is_the_last_one_written_and_never_breaks(session: Session) -> 
 
 
 def test_settings_are_replaced_and_the_rest_of_the_header_stays(tmp_path: Path) -> None:
-    session = store.create_session(tmp_path, "s", CONFIG, versions={"torch": "2"}, git=None)
+    session = catalog.create_session(tmp_path, "s", CONFIG, versions={"torch": "2"}, git=None)
     header = session.header()
     assert header["format"] == FORMAT_VERSION
     assert header["versions"] == {"torch": "2"}
@@ -639,7 +639,7 @@ def test_settings_are_replaced_and_the_rest_of_the_header_stays(tmp_path: Path) 
 def test_a_config_file_that_cannot_be_read_is_one_sentence(session: Session, text: str | bytes, says: str) -> None:
     (session.path / "config.json").write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(UserError, match=says):
-        store.open_session(session.path.parent, "one")
+        catalog.open_session(session.path.parent, "one")
 
 
 # ---------------------------------------------------------------------------------------------- sessions by name
@@ -653,9 +653,9 @@ def test_no_name_leaves_the_data_directory(tmp_path: Path, name: str) -> None:
     data = tmp_path / "data"
     data.mkdir()
     for refuse in (
-        lambda: store.check_name(name),
-        lambda: store.create_session(data, name, CONFIG),
-        lambda: store.open_session(data, name),
+        lambda: catalog.check_name(name),
+        lambda: catalog.create_session(data, name, CONFIG),
+        lambda: catalog.open_session(data, name),
     ):
         with pytest.raises(UserError, match="is not allowed"):
             refuse()
@@ -666,7 +666,7 @@ def test_no_name_leaves_the_data_directory(tmp_path: Path, name: str) -> None:
 @given(st.text(min_size=1, max_size=80))
 def test_a_name_that_is_allowed_is_one_plain_file_name(name: str) -> None:
     try:
-        store.check_name(name)
+        catalog.check_name(name)
     except UserError:
         return
     assert Path("data", name).parent == Path("data")
@@ -676,44 +676,44 @@ def test_a_name_that_is_allowed_is_one_plain_file_name(name: str) -> None:
 
 
 def test_new_names_count_on(tmp_path: Path) -> None:
-    assert store.new_name(tmp_path, "CartPole-v1") == "cartpole-1"
-    assert store.new_name(tmp_path / "not there", "CartPole-v1") == "cartpole-1"
+    assert catalog.new_name(tmp_path, "CartPole-v1") == "cartpole-1"
+    assert catalog.new_name(tmp_path / "not there", "CartPole-v1") == "cartpole-1"
     for number in (1, 2, 4):
         (tmp_path / f"cartpole-{number}").mkdir()  # even one that is no session, or not yet
-    assert store.new_name(tmp_path, "CartPole-v1") == "cartpole-3"
-    assert store.new_name(tmp_path, "ALE/Pong-v5") == "pong-1"
-    assert store.new_name(tmp_path, "rlhf_gym/Dot-v0") == "dot-1"
+    assert catalog.new_name(tmp_path, "CartPole-v1") == "cartpole-3"
+    assert catalog.new_name(tmp_path, "ALE/Pong-v5") == "pong-1"
+    assert catalog.new_name(tmp_path, "rlhf_gym/Dot-v0") == "dot-1"
 
 
 @given(st.text(max_size=90))
 def test_every_environment_has_a_name_that_is_allowed(env_id: str) -> None:
-    store.check_name(store.new_name(Path("/nonexistent"), env_id))
+    catalog.check_name(catalog.new_name(Path("/nonexistent"), env_id))
 
 
 def test_sessions_are_listed_newest_first(tmp_path: Path) -> None:
     for i, name in enumerate(("b", "c", "a")):
-        store.create_session(tmp_path, name, CONFIG).close()
+        catalog.create_session(tmp_path, name, CONFIG).close()
         os.utime(tmp_path / name / "config.json", (1000.0 + i, 1000.0 + i))
     (tmp_path / "half").mkdir()  # killed before config.json was written: no session
     (tmp_path / "NO").mkdir()
     (tmp_path / "NO" / "config.json").write_text("{}")
     (tmp_path / "README.md").write_text("x")
-    assert store.session_names(tmp_path) == ["a", "c", "b"]
-    assert store.session_names(tmp_path / "not there") == []
+    assert catalog.session_names(tmp_path) == ["a", "c", "b"]
+    assert catalog.session_names(tmp_path / "not there") == []
 
 
 def test_an_unknown_session_names_those_there_are(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r'No session "pong" in .*/\. It has none yet\. Start one: rlhf-gym run'):
-        store.open_session(tmp_path, "pong")
-    store.create_session(tmp_path, "cartpole-1", CONFIG).close()
+        catalog.open_session(tmp_path, "pong")
+    catalog.create_session(tmp_path, "cartpole-1", CONFIG).close()
     with pytest.raises(UserError, match="Sessions: cartpole-1"):
-        store.open_session(tmp_path, "pong")
+        catalog.open_session(tmp_path, "pong")
 
 
 def test_a_data_directory_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(UserError, match=r"Cannot write to .*file.*--data-dir"):
-        store.create_session(tmp_path / "file", "one", CONFIG)
+        catalog.create_session(tmp_path / "file", "one", CONFIG)
 
 
 def test_a_summary_is_json(session: Session) -> None:
@@ -736,7 +736,7 @@ def test_a_copied_directory_is_a_copied_session(session: Session, tmp_path: Path
 
     session.add_label("a", collect(session)[0], "left")
     shutil.copytree(session.path, tmp_path / "elsewhere" / "two")
-    copy = store.open_session(tmp_path / "elsewhere", "two")
+    copy = catalog.open_session(tmp_path / "elsewhere", "two")
     assert [p.choice for p in copy.pairs()] == ["left", None, None]
     copy.close()
 
@@ -748,39 +748,39 @@ def test_a_session_in_the_trash_is_whole_and_comes_back(session: Session, tmp_pa
     data = tmp_path / "data"
     collect(session)
     session.add_label("a", session.pairs()[0].id, "left")
-    assert store.trash_session(data, session) == data / ".trash" / "one"
-    assert store.session_names(data) == []
+    assert catalog.trash_session(data, session) == data / ".trash" / "one"
+    assert catalog.session_names(data) == []
     assert not session.running()  # and asking does not make the directory again
     assert [p.name for p in data.iterdir()] == [".trash"]
     with pytest.raises(UserError, match='No session "one"'):
-        store.open_session(data, "one")
+        catalog.open_session(data, "one")
     (data / ".trash" / "one").rename(data / "one")
-    back = store.open_session(data, "one")
+    back = catalog.open_session(data, "one")
     assert [p.choice for p in back.pairs()] == ["left", None, None]
     back.close()
 
 
 def test_the_trash_overwrites_nothing(tmp_path: Path) -> None:
     name = "x" * 64
-    moved = [store.trash_session(tmp_path, store.create_session(tmp_path, name, CONFIG)) for _ in range(3)]
+    moved = [catalog.trash_session(tmp_path, catalog.create_session(tmp_path, name, CONFIG)) for _ in range(3)]
     assert [p.name for p in moved] == [name, "x" * 58 + "-2", "x" * 58 + "-3"]
     for path in moved:
-        assert store.check_name(path.name)  # so that it can be moved back as it is
+        assert catalog.check_name(path.name)  # so that it can be moved back as it is
         assert (path / "config.json").is_file()
 
 
 def test_a_session_that_runs_is_not_trashed(session: Session, tmp_path: Path) -> None:
     other = Session(session.path)
     with other.lock(), pytest.raises(UserError, match="'one' is running: stop it, then delete it"):
-        store.trash_session(tmp_path / "data", session)
-    assert store.session_names(tmp_path / "data") == ["one"]
+        catalog.trash_session(tmp_path / "data", session)
+    assert catalog.session_names(tmp_path / "data") == ["one"]
     other.close()
 
 
 def test_a_trash_that_cannot_be_made_is_one_sentence(session: Session, tmp_path: Path) -> None:
     (tmp_path / "data" / ".trash").write_text("in the way")
     with pytest.raises(UserError, match=r"could not be moved to .*\.trash"):
-        store.trash_session(tmp_path / "data", session)
+        catalog.trash_session(tmp_path / "data", session)
     assert session.where().phase == "collect"  # it is usable as before
 
 
@@ -800,8 +800,8 @@ def test_the_newest_picture(session: Session) -> None:
 
 
 def test_what_another_process_wished_is_seen_at_once(tmp_path: Path) -> None:
-    mine = store.create_session(tmp_path, "both", Config(env_id="CartPole-v1"))
-    theirs = store.open_session(tmp_path, "both")
+    mine = catalog.create_session(tmp_path, "both", Config(env_id="CartPole-v1"))
+    theirs = catalog.open_session(tmp_path, "both")
     for text in ("one", "two"):
         theirs.add_event("goal", 0, text=text)
         assert mine.wishes().goal == text
@@ -814,7 +814,7 @@ def test_what_another_process_wished_is_seen_at_once(tmp_path: Path) -> None:
 
 def test_no_query_of_one_batch_reads_all_labels(tmp_path: Path) -> None:
     """Whatever concerns one batch looks its labels up by index."""
-    session = store.create_session(tmp_path, "plan", Config(env_id="CartPole-v1"))
+    session = catalog.create_session(tmp_path, "plan", Config(env_id="CartPole-v1"))
     asked: list[tuple[str, Any]] = []
     sa.event.listen(session.engine, "before_cursor_execute", lambda c, cur, sql, args, *_: asked.append((sql, args)))
     session.pairs(0, 0)

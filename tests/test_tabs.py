@@ -22,7 +22,7 @@ from processes import TINY, Spawned
 from test_labeling import rows
 from test_webui import API, client, label, press, serve, settle, shown, wait_for
 
-from rlhf_gym import store
+from rlhf_gym import catalog, store, tables
 from webui.state import Open
 
 __all__ = ["client", "serve"]  # fixtures
@@ -309,7 +309,7 @@ def test_the_page_says_why_a_label_was_refused_and_goes_on(
     page.goto(server.page("cartpole-1"))
     shown(page)
     with loop.session.write() as db:
-        db.execute(store.pair_table.delete().where(store.pair_table.c.id == first))
+        db.execute(tables.pair_table.delete().where(tables.pair_table.c.id == first))
     press(page, "ArrowLeft")
     page.wait_for_selector(f"#toast:has-text('has no pair {first}')")
     wait_in(page, lambda: count(page) == "1 of 2")
@@ -499,7 +499,7 @@ def test_labels_given_while_the_program_is_killed_and_resumed(page: Any, console
     with Spawned("run", "CartPole-v1", "--session", "one", *here, *words, cwd=tmp_path) as one:
         url = one.wait_for(r"http://\S+\?token=\S+").group()
         one.wait_for_phase("label", "one")
-        session = store.open_session(tmp_path / "data", "one")
+        session = catalog.open_session(tmp_path / "data", "one")
         page.goto(url)
         press(page, "ArrowLeft")
         wait_in(page, lambda: session.last_label_id() == 1 and page.evaluate("sessionStorage.length") == 0)

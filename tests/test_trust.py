@@ -20,7 +20,7 @@ from fastapi.testclient import TestClient
 from PIL import Image
 from processes import TINY, Result, command
 
-from rlhf_gym import store, trust
+from rlhf_gym import catalog, store, trust
 from rlhf_gym.checkpoints import load_state, save_state
 from rlhf_gym.config import Config, UserError
 from rlhf_gym.labels import load_labels
@@ -368,7 +368,7 @@ def test_files_that_block_are_refused(cwd: Path) -> None:
 
 @pytest.fixture
 def session(cwd: Path) -> Session:
-    return store.open_session(cwd / "data", "one")
+    return catalog.open_session(cwd / "data", "one")
 
 
 @pytest.mark.parametrize("kind", ["..", "absolute", "link", "directory", "NUL", "long"])

@@ -13,7 +13,7 @@ import pytest
 import torch
 from processes import TINY, command
 
-from rlhf_gym import store, verdicts
+from rlhf_gym import catalog, verdicts
 from rlhf_gym.checkpoints import Snapshot
 from rlhf_gym.config import Config, UserError
 from rlhf_gym.envs import describe
@@ -35,7 +35,7 @@ def rendered(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_video_is_judged_by_the_newest_reward_model(rendered: Path) -> None:
-    session = store.open_session(rendered / "data", "one")
+    session = catalog.open_session(rendered / "data", "one")
     newest = Snapshot.load(session.checkpoint(1))
     assert newest.reward is not None
     found = {n: json.loads(session.verdict(n).read_text()) for n in (-1, 0, 1)}
@@ -61,7 +61,7 @@ def test_every_video_is_judged_by_the_newest_reward_model(rendered: Path) -> Non
 
 
 def test_opinions_are_of_the_members_that_did_not_learn_from_the_pair(rendered: Path) -> None:
-    session = store.open_session(rendered / "data", "one")
+    session = catalog.open_session(rendered / "data", "one")
     snapshot = Snapshot.load(session.checkpoint(1))
     labels = load_labels(session, snapshot.agent.from_env, session.config.seed, session.config.ensemble_size)
     assert labels is not None
@@ -80,7 +80,7 @@ def test_opinions_are_of_the_members_that_did_not_learn_from_the_pair(rendered: 
 
 def test_a_damaged_episode_costs_its_verdict_alone(rendered: Path, tmp_path: Path) -> None:
     shutil.copytree(rendered / "data", tmp_path / "data")
-    session = store.open_session(tmp_path / "data", "one")
+    session = catalog.open_session(tmp_path / "data", "one")
     session.episode(0).write_bytes(b"torn")
     snapshot = Snapshot.load(session.checkpoint(1))
     assert snapshot.reward is not None
@@ -100,12 +100,12 @@ def test_values_that_are_no_numbers_are_left_out() -> None:
 
 def trained(rendered: Path, directory: Path, filmed: bool, **settings: Any) -> tuple[dict[str, Any], Live]:
     """An agent of the session trained on, with or without films; its weights."""
-    source = store.open_session(rendered / "data", "one")
+    source = catalog.open_session(rendered / "data", "one")
     snapshot = Snapshot.load(source.checkpoint(0))
     source.close()
     assert snapshot.reward is not None
     config = Config(**{**vars(snapshot.config), **settings})
-    session = store.create_session(directory, "film", config)
+    session = catalog.create_session(directory, "film", config)
     live = Live(session, config, snapshot.info)
 
     def report(_done: int, _total: int, _metrics: dict[str, float]) -> None:
@@ -131,7 +131,7 @@ def test_films_take_nothing_from_the_training(rendered: Path, tmp_path: Path) ->
 def test_films_take_at_most_their_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """By a clock of its own: each film takes longer than it was given, by half a second more or less."""
     config = Config(env_id="CartPole-v1")
-    session = store.create_session(tmp_path, "one", config)
+    session = catalog.create_session(tmp_path, "one", config)
     now = [0.0]
     given: list[float] = []
     overheads = (0.5, 0.3, 0.8, 0.4)
@@ -157,7 +157,7 @@ def test_films_take_at_most_their_share(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_a_film_that_cannot_be_written_stops_no_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = Config(env_id="CartPole-v1")
-    session = store.create_session(tmp_path, "one", config)
+    session = catalog.create_session(tmp_path, "one", config)
     calls: list[int] = []
 
     def fail(*_args: Any, **_more: Any) -> None:
@@ -174,7 +174,7 @@ def test_a_film_that_cannot_be_written_stops_no_training(tmp_path: Path, monkeyp
 
 
 def test_an_opinion_that_is_no_number_is_none(rendered: Path) -> None:
-    session = store.open_session(rendered / "data", "one")
+    session = catalog.open_session(rendered / "data", "one")
     snapshot = Snapshot.load(session.checkpoint(1))
     labels = load_labels(session, snapshot.agent.from_env, session.config.seed, session.config.ensemble_size)
     assert labels is not None

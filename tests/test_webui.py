@@ -21,7 +21,7 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from rlhf_gym import files, store
+from rlhf_gym import catalog, files, store, tables
 from rlhf_gym.config import UserError
 from webui import charts
 from webui.app import create_app
@@ -125,7 +125,7 @@ def test_sheet_outside_the_session_is_refused(client: TestClient, make_session: 
     loop = make_session()
     (tmp_path / "secret.png").write_bytes(b"secret")
     with loop.session.write() as db:
-        db.execute(store.clip_table.update().where(store.clip_table.c.id == 1).values(sheet="../../secret.png"))
+        db.execute(tables.clip_table.update().where(tables.clip_table.c.id == 1).values(sheet="../../secret.png"))
     assert client.get(f"{API}/clips/1.png").status_code == 404
     assert client.get(f"{API}/pairs").json()["pairs"][0]["left"]["url"] is None
 
@@ -243,8 +243,8 @@ def test_a_label_is_on_disk_before_the_answer_and_counts_once(client: TestClient
     pair = loop.session.pairs(0, 0)[0].id
     body = label(pair, "right", strength="strong", response_ms=1234)
     assert client.post(f"{API}/labels", json=body).status_code == 201
-    with store.open_session(loop.session.path.parent, "cartpole-1").read() as db:
-        row = db.execute(store.label_table.select()).one()
+    with catalog.open_session(loop.session.path.parent, "cartpole-1").read() as db:
+        row = db.execute(tables.label_table.select()).one()
     stored = (row.pair, row.choice, row.strength, row.labeler, row.response_ms)
     assert stored == (pair, "right", "strong", "human", 1234)
     again = client.post(f"{API}/labels", json=body)
@@ -304,7 +304,7 @@ def test_labels_of_many_tabs_at_once_are_all_kept(client: TestClient, make_sessi
         statuses = list(pool.map(post, range(48)))
     assert set(statuses) <= {200, 201}
     with loop.session.read() as db:
-        uids = [row.uid for row in db.execute(store.label_table.select())]
+        uids = [row.uid for row in db.execute(tables.label_table.select())]
     assert sorted(uids) == sorted({f"label-{i // 2}-{i % 3}" for i in range(48)})
 
 
@@ -579,7 +579,7 @@ def test_a_batch_by_keyboard_and_on_to_training_and_the_next(page: Any, serve: A
         assert wait_for(lambda: loop.labels(0)) == ["left", "right", "equal", "skip", "right"]
         assert [p.strength for p in loop.session.pairs(0, 0)] == ["normal"] * 4 + ["strong"]
         with loop.session.read() as db:
-            times = [row.response_ms for row in db.execute(store.label_table.select())]
+            times = [row.response_ms for row in db.execute(tables.label_table.select())]
         assert all(150 <= t < 10_000 for t in times)
 
         loop.session.write_progress(
@@ -719,7 +719,7 @@ def test_a_server_that_restarts_loses_nothing(page: Any, serve: Any, make_sessio
     wait_for(lambda: loop.labels(0) == ["left", "right", "equal", "skip", "left"])
     page.wait_for_selector("#watch-view")
     with loop.session.read() as db:
-        assert len(db.execute(store.label_table.select()).all()) == 5
+        assert len(db.execute(tables.label_table.select()).all()) == 5
 
 
 def test_an_unsaved_label_is_tried_again_and_survives_a_reload(

@@ -20,6 +20,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.requests import Request
 
 import rlhf_gym.store as store
+from rlhf_gym import catalog
 from rlhf_gym.config import MAX_GOAL_CHARS, UserError
 from webui import charts, dashboard, history, metrics, shelf, steering
 from webui.bodies import MAX_COUNT, MAX_ID, Body
@@ -171,7 +172,7 @@ def create_app(
             "sessions": sessions.summaries(disk=False),
             "data_dir": data_dir,
             "start": sessions.command("run CartPole-v1"),
-            "trash": data_dir.resolve() / store.TRASH,
+            "trash": data_dir.resolve() / catalog.TRASH,
         }
         return templates.TemplateResponse(request, "sessions.html", context)
 

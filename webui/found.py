@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import Depends, HTTPException
 from starlette.requests import Request
 
-from rlhf_gym import store
+from rlhf_gym import catalog
 from rlhf_gym.config import UserError
 from webui.state import Open, Sessions
 
@@ -17,7 +17,7 @@ def find(request: Request, session: str) -> Open:
     try:
         return sessions.open(session)
     except UserError as error:
-        there = store.NAME.fullmatch(session) and (sessions.data_dir / session / "config.json").is_file()
+        there = catalog.NAME.fullmatch(session) and (sessions.data_dir / session / "config.json").is_file()
         raise HTTPException(409 if there else 404, str(error)) from None
 
 

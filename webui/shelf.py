@@ -12,7 +12,7 @@ from PIL import Image
 from pydantic import BaseModel, Field
 from starlette.requests import Request
 
-from rlhf_gym import store
+from rlhf_gym import catalog
 from rlhf_gym.store import Clip, Session
 from webui.bodies import Body
 from webui.found import Found
@@ -84,7 +84,7 @@ def delete(request: Request, session: Annotated[str, PathParameter()]) -> Trashe
     409 while a loop runs it. A session that cannot be read can be deleted, too.
     """
     sessions: Sessions = request.app.state.sessions
-    if session not in store.session_names(sessions.data_dir):
+    if session not in catalog.session_names(sessions.data_dir):
         raise HTTPException(404, f"There is no session {session[:80]!r} to delete: the list of sessions is at /.")
     return Trashed(moved_to=str(sessions.trash(session).resolve()))
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError
 
-from rlhf_gym import store
+from rlhf_gym import catalog, store
 from rlhf_gym.config import program
 from rlhf_gym.store import Session
 from rlhf_gym.wishes import Plan
@@ -236,7 +236,7 @@ class Open:
 
     def trash(self, data_dir: Path) -> Path:
         with self._lock:  # whoever asks meanwhile whether a loop runs has the lock file open
-            return store.trash_session(data_dir, self.session)
+            return catalog.trash_session(data_dir, self.session)
 
     def state(self, fresh: bool = True) -> State:
         """The state now; `fresh=False` reads the database only when its files have changed (for event streams)."""
@@ -275,7 +275,7 @@ class Sessions:
         """Raises UserError where there is no such session, or one that this version cannot read."""
         with self._lock:
             try:
-                inode = os.stat(self.data_dir / store.check_name(name) / "session.db").st_ino
+                inode = os.stat(self.data_dir / catalog.check_name(name) / "session.db").st_ino
             except OSError:
                 inode = -1
             known = self._open.get(name)
@@ -283,7 +283,7 @@ class Sessions:
                 return known[1]
             if known is not None:  # deleted, or another one of that name
                 self._open.pop(name)[1].session.close()
-            opened = Open(store.open_session(self.data_dir, name), self.command(f"resume {name}"))
+            opened = Open(catalog.open_session(self.data_dir, name), self.command(f"resume {name}"))
             self._open[name] = (inode, opened)
             return opened
 
@@ -295,16 +295,16 @@ class Sessions:
     def summaries(self, disk: bool = True) -> list[dict[str, Any]]:
         """`Session.summary` of each, newest first; of one that cannot be read, its name and the reason."""
         rows: list[dict[str, Any]] = []
-        for name in store.session_names(self.data_dir):
+        for name in catalog.session_names(self.data_dir):
             try:
                 rows.append(self.open(name).summary(disk))
-            except store.UNREADABLE as error:
+            except catalog.UNREADABLE as error:
                 if (self.data_dir / name).is_dir():  # else it was deleted this moment
                     rows.append({"name": name, "error": str(error).partition("\n")[0]})
         return rows
 
     def trash(self, name: str) -> Path:
-        """Moves a session to the trash, also one that cannot be read. Raises UserError (see store.trash_session)."""
+        """Moves a session to the trash, also one that cannot be read. Raises UserError (see catalog.trash_session)."""
         with self._lock:
             known = self._open.get(name)
             opened = known[1] if known else Open(Session(self.data_dir / name), "")

@@ -20,7 +20,7 @@ from pathlib import Path
 import tyro
 from rich.console import Console
 
-from rlhf_gym import cli, envs, loop, store
+from rlhf_gym import arguments, catalog, cli, envs, loop
 from rlhf_gym.config import Config, Settings, UserError, resolve
 from rlhf_gym.monitor import Monitor
 
@@ -39,7 +39,7 @@ class Benchmark:
 def run_one(config: Config, info: envs.EnvInfo) -> tuple[list[int], list[float], float]:
     """One session from the first pair to the last. Returns labels, true returns by round, and seconds."""
     with tempfile.TemporaryDirectory() as directory:
-        session = store.create_session(Path(directory), "bench", config, info=cli.as_json(info))
+        session = catalog.create_session(Path(directory), "bench", config, info=cli.as_json(info))
         began = time.monotonic()
         loop.run(session, config, info, Monitor(session, Console(file=io.StringIO())))
         seconds = time.monotonic() - began
@@ -51,8 +51,8 @@ def run_one(config: Config, info: envs.EnvInfo) -> tuple[list[int], list[float],
 
 def main() -> None:
     args = sys.argv[1:]
-    command = cli.parse(args, Benchmark, "scripts/bench/learning.py", "True return against labels.")
-    given = {"env_id": command.env_id, "labeler": "synthetic", **cli.explicit(command.settings, args)}
+    command = arguments.parse(args, Benchmark, "scripts/bench/learning.py", "True return against labels.")
+    given = {"env_id": command.env_id, "labeler": "synthetic", **arguments.explicit(command.settings, args)}
     if not given.get("rounds"):
         raise UserError("Give --rounds: a benchmark ends.")
     info = envs.describe(Config(**given))

@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from rich.console import Console
 
-from rlhf_gym import checkpoints, collect, envs, loop, store
+from rlhf_gym import catalog, checkpoints, collect, envs, loop, store
 from rlhf_gym.checkpoints import Snapshot
 from rlhf_gym.config import Config, resolve
 from rlhf_gym.monitor import Monitor
@@ -75,7 +75,7 @@ def measure_collect(pairs: int, env_id: str) -> float:
         for n in (2, pairs):
             config = resolve({"env_id": env_id, "pairs_per_round": n}, info.kind)
             device = checkpoints.pick_device(config, info)
-            session = store.create_session(Path(directory), f"memory-{n}", config)
+            session = catalog.create_session(Path(directory), f"memory-{n}", config)
             model = checkpoints.new_reward_model(info, config, device, 0)
             snapshot = Snapshot(checkpoints.new_agent(info, config, device), model, config, info, 0)
             idle, began = resident(), time.monotonic()
@@ -97,7 +97,7 @@ def measure_soak(rounds: int) -> tuple[float, float]:
     info = envs.describe(config)
     rows: list[tuple[float, int]] = []
     with tempfile.TemporaryDirectory() as directory:
-        session = store.create_session(Path(directory), "soak", config)
+        session = catalog.create_session(Path(directory), "soak", config)
         real = loop.PHASES["collect"]
 
         def counted(running: loop.Loop, where: store.Where) -> None:

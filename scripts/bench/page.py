@@ -42,7 +42,7 @@ from playwright.sync_api import Page, sync_playwright
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from rlhf_gym import store
+from rlhf_gym import catalog, store
 from rlhf_gym.config import Config
 from webui.server import Server
 
@@ -81,7 +81,9 @@ PROBE = """() => {
 
 def make_session(data_dir: Path, pairs: int, width: int, height: int, frames: int) -> store.Session:
     """A session whose first batch waits for labels; a bar sweeps through each clip."""
-    session = store.create_session(data_dir, SESSION, Config(env_id="CartPole-v1", goal="Bench", pairs_per_round=pairs))
+    session = catalog.create_session(
+        data_dir, SESSION, Config(env_id="CartPole-v1", goal="Bench", pairs_per_round=pairs)
+    )
     session.checkpoint(store.START).write_bytes(b"none")
     directory = session.clip_directory(0, 0)
     directory.mkdir(parents=True)

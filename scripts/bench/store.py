@@ -38,7 +38,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from rlhf_gym import collect, store, tables
+from rlhf_gym import catalog, collect, store, tables
 from rlhf_gym.config import Config
 from webui.server import Server
 from webui.state import Open
@@ -61,7 +61,7 @@ Measured = tuple[str, list[float], float | None]  # what, milliseconds, limit
 
 def make_session(data_dir: Path, pairs: int, labels: int, files: bool) -> store.Session:
     config = Config(env_id="CartPole-v1", goal="Bench", pairs_per_round=PAIRS_PER_ROUND, rounds=0)
-    session = store.create_session(data_dir, SESSION, config)
+    session = catalog.create_session(data_dir, SESSION, config)
     rounds = math.ceil(pairs / PAIRS_PER_ROUND)
     rng = random.Random(1)
     with session.write() as db:
@@ -235,13 +235,13 @@ def measure_store(data_dir: Path, session: store.Session, times: int) -> list[Me
     opened.state()
 
     def resume(_: int) -> None:
-        again = store.open_session(data_dir, SESSION)
+        again = catalog.open_session(data_dir, SESSION)
         where = again.where()
         collect.choose_repeats(again, where.round, round(PAIRS_PER_ROUND * REPEATS), np.random.default_rng(1))
         again.close()
 
     def summary(_: int) -> None:
-        again = store.open_session(data_dir, SESSION)
+        again = catalog.open_session(data_dir, SESSION)
         again.summary()
         again.close()
 
