@@ -57,7 +57,7 @@ class Rows:
     def __init__(self, database: Path) -> None:
         self.name = database.parent.name
         self.engine = _engine(database)
-        self._events: list[dict[str, Any]] = []  # read so far, see wishes
+        self._wishes = Wishes([])  # by the events read so far
 
     def close(self) -> None:
         self.engine.dispose()
@@ -369,10 +369,10 @@ class Rows:
 
     def wishes(self) -> Wishes:
         """What the person asked for. Events are only ever added, so only those after the last one known are read."""
-        known = self._events
-        if new := self.events(after=known[-1]["id"] if known else 0):
-            known = self._events = known + new  # a new list: another thread may be reading the old one
-        return Wishes(known)
+        wishes = self._wishes
+        if new := self.events(after=wishes.last):
+            wishes = self._wishes = wishes.and_then(new)  # anew: another thread may be reading the old one
+        return wishes
 
     def add_event(self, kind: str, round: int, /, **payload: Any) -> int:
         with self.write() as db:

@@ -11,7 +11,6 @@ import contextlib
 import itertools
 import json
 import os
-import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -77,6 +76,7 @@ class Session(Rows):
     def __init__(self, path: Path) -> None:
         super().__init__(Path(path) / "session.db")
         self.path = Path(path)
+        self._top = os.path.realpath(path)
         self.migrated: Path | None = None  # where a copy lies, if it was of an older format when it was opened
         self._lock = FileLock(self.path / "loop.lock", timeout=1.0)  # waits out a page that looks (see running)
 
@@ -124,7 +124,7 @@ class Session(Rows):
 
     def file(self, relative: str) -> Path | None:
         """Where a file lies that a row names; None where there is none, or where the row points out of the session."""
-        return resolve(self.path, relative)
+        return resolve(self._top, relative)
 
     def clip_directory(self, number: int, attempt: int) -> Path:
         return self.path / "clips" / (round_name(number) + ("" if attempt == 0 else f"-{attempt:d}"))
@@ -238,7 +238,7 @@ class Session(Rows):
             names = set(os.listdir(self.path / "checkpoints"))
         except FileNotFoundError:
             names = set()
-        rounds = [int(m.group(1)) for n in names if (m := re.fullmatch(r"r(\d+)\.pt", n))]
+        rounds = [int(n[1:-3]) for n in names if n[0] == "r" and n.endswith(".pt") and n[1:-3].isdecimal()]
         return ([START] if "start.pt" in names else []) + sorted(rounds)
 
     def resolve_round(self, number: int | None) -> int:

@@ -52,9 +52,16 @@ class Wishes:
 
     def __init__(self, events: Sequence[Mapping[str, Any]]) -> None:
         self._events = events
+        self._kinds: dict[str, list[Mapping[str, Any]]] = {}
+        for event in events:
+            self._kinds.setdefault(event["kind"], []).append(event)
+
+    def and_then(self, events: Sequence[Mapping[str, Any]]) -> Wishes:
+        """With the events that came since."""
+        return Wishes([*self._events, *events])
 
     def _of(self, kind: str, round: int | None = None) -> list[Mapping[str, Any]]:
-        return [e for e in self._events if e["kind"] == kind and round in (None, e["round"])]
+        return [e for e in self._kinds.get(kind, ()) if round in (None, e["round"])]
 
     def _newest(self, kind: str, name: str, default: Any) -> Any:
         found = self._of(kind)
@@ -141,4 +148,4 @@ class Wishes:
     @property
     def last(self) -> int:
         """The newest event's row; 0 if there is none."""
-        return max((int(e["id"]) for e in self._events), default=0)
+        return int(self._events[-1]["id"]) if self._events else 0

@@ -62,9 +62,12 @@ def _entries(directory: Path, within: Path) -> list[Path]:
     return found
 
 
-def resolve(root: Path, relative: str) -> Path | None:
-    """Where a plain file of a session lies that one of its rows names; None if there is none, or not in there."""
-    top = os.path.realpath(root)  # pathlib's takes twice as long, and a batch has many clips
+def resolve(top: str, relative: str) -> Path | None:
+    """Where a plain file of a session lies that one of its rows names; None if there is none, or not in there.
+
+    Args:
+        top: the session's directory, as os.path.realpath gives it (a batch has many clips, and pathlib takes longer).
+    """
     try:
         path = os.path.realpath(os.path.join(top, relative))
         inside = path.startswith(top + os.sep) and os.path.isfile(path)

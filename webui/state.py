@@ -410,13 +410,12 @@ def read_batch(session: Session, after: int | None, limit: int) -> Batch:
     """The next unlabeled pairs of the batch that is being labeled; none in any other phase."""
     last_label = session.last_label_id()  # first, so that what follows knows at least of that one
     where = session.where()
-    batch = session.batches(where.round).get(where.attempt, store.Counts(0, 0, 0))
     todo = session.unlabeled(where.round, where.attempt, after, limit) if where.phase == "label" else []
     return Batch(
         round=where.round,
         attempt=where.attempt,
-        total=batch.pairs,
-        labeled=batch.labeled,
+        total=where.pairs,
+        labeled=where.labeled,
         last_label=last_label,
         pairs=show_pairs(session, todo),
     )
