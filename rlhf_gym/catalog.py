@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import os
 import re
 import time
@@ -13,7 +14,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from rlhf_gym import config as cfg
-from rlhf_gym import migrate
+from rlhf_gym import faults, migrate
 from rlhf_gym.config import Config, UserError
 from rlhf_gym.files import replace
 from rlhf_gym.store import Session
@@ -70,7 +71,16 @@ def session_names(data_dir: Path) -> list[str]:
     if not data_dir.is_dir():
         return []
     found = [p for p in data_dir.iterdir() if NAME.fullmatch(p.name) and (p / "config.json").is_file()]
-    return [p.name for p in sorted(found, key=lambda p: (p / "config.json").stat().st_mtime, reverse=True)]
+    return [p.name for p in sorted(found, key=created, reverse=True)]
+
+
+def created(path: Path) -> float:
+    """When a session was made, in seconds since 1970; where it does not say so, when its settings last changed."""
+    file = path / "config.json"
+    try:
+        return float(json.loads(file.read_text())["created"])
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return file.stat().st_mtime
 
 
 def open_session(data_dir: Path, name: str) -> Session:
@@ -87,7 +97,11 @@ def open_session(data_dir: Path, name: str) -> Session:
         session.header()  # a foreign format is refused here, before the database is touched
     session.refuse_foreign_schema()
     if older:
-        session.migrated = migrate.migrate(session)
+        try:
+            session.migrated = migrate.migrate(session)
+        except OSError as error:
+            told = faults.sentence(error, session.path)
+            raise UserError(told or f"Session {name!r} cannot be brought up to date ({error.strerror}).") from error
     return session
 
 

@@ -27,7 +27,7 @@ from rlhf_gym.arguments import (
     explicit,
     parse,
 )
-from rlhf_gym.config import Config, Settings, UserError, changed, flag, program, resolve, validate_each
+from rlhf_gym.config import Config, Settings, UserError, changed, flag, printable, program, resolve, validate_each
 
 if TYPE_CHECKING:
     from rlhf_gym.checkpoints import Snapshot
@@ -69,7 +69,7 @@ def run_command(args: list[str]) -> int:
             case Doctor():
                 return doctor(command)
     except UserError as error:
-        print(f"rlhf-gym: {error}", file=sys.stderr)
+        print(f"rlhf-gym: {printable(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
@@ -186,7 +186,9 @@ def open_session(data_dir: Path, name: str) -> Session:
                 f"{session.migrated}."
             )
     except DatabaseError as error:
-        raise UserError(str(faults.sentence(error, data_dir / name))) from None
+        if (told := faults.sentence(error, data_dir / name)) is None:
+            raise
+        raise UserError(told) from None
     return session
 
 
@@ -338,11 +340,6 @@ def print_table(sessions: list[dict[str, Any]]) -> None:
     Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
-def printable(text: str) -> str:
-    """Without the control characters with which a stranger's session could write anywhere on the terminal."""
-    return "".join(c if c.isprintable() else "?" for c in text)
-
-
 def serve(command: Serve) -> int:
     server = start_server(command.where.data_dir, command.access)
     try:
@@ -453,4 +450,4 @@ def doctor(command: Doctor) -> int:
 
 def say(text: str) -> None:
     """Messages go to stderr: stdout belongs to results."""
-    print(text, file=sys.stderr, flush=True)
+    print(printable(text), file=sys.stderr, flush=True)

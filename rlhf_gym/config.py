@@ -218,6 +218,11 @@ def program() -> str:
     return f"python3 {script.relative_to(here) if script.is_relative_to(here) else script}"
 
 
+def printable(text: object) -> str:
+    """Without the control characters with which a stranger's session could write anywhere on the terminal."""
+    return "".join(c if c.isprintable() or c == "\n" else "?" for c in str(text))
+
+
 def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 

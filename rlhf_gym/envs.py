@@ -11,7 +11,6 @@ import ctypes
 import logging
 import os
 import sys
-import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,15 +113,14 @@ class Envs:
         self._id = config.env_id
         self._seed_path = tuple(seed_path)
         self._episodes = [0] * num_envs  # begun so far
-        self._vector = AtariVector(config, num_envs) if is_atari(config) else Loop(config, num_envs)
+        with CALL.into(self._id):
+            self._vector = AtariVector(config, num_envs) if is_atari(config) else Loop(config, num_envs)
         self.info: EnvInfo = self._vector.info
 
     def reset(self) -> np.ndarray:
         """Begins a new episode everywhere. Returns (N, *obs_shape)."""
-        CALL.what, CALL.since = self._id, time.monotonic()
-        obs = self._vector.reset(self._new_seeds(np.ones(self.num_envs, bool)))
-        CALL.since = 0.0
-        return obs
+        with CALL.into(self._id):
+            return self._vector.reset(self._new_seeds(np.ones(self.num_envs, bool)))
 
     def step(self, actions: np.ndarray) -> Step:
         """Steps everywhere, then begins new episodes where one ended.
@@ -130,11 +128,10 @@ class Envs:
         Args:
             actions: (N,) whole numbers below num_actions, or (N, A) floats, which are clipped to the bounds.
         """
-        CALL.what, CALL.since = self._id, time.monotonic()
-        obs, rewards, terminated, truncated, infos = self._vector.step(actions)
-        ended = terminated | truncated
-        next_obs = self._vector.restart(obs, ended, self._new_seeds(ended)) if ended.any() else obs
-        CALL.since = 0.0
+        with CALL.into(self._id):
+            obs, rewards, terminated, truncated, infos = self._vector.step(actions)
+            ended = terminated | truncated
+            next_obs = self._vector.restart(obs, ended, self._new_seeds(ended)) if ended.any() else obs
         return Step(next_obs, rewards, terminated, truncated, obs, infos)
 
     def close(self) -> None:
@@ -209,14 +206,14 @@ class Twin:
 
     def __init__(self, config: Config, render: bool = True) -> None:
         self._id = config.env_id
-        self._env = make_one(config, render)
+        with CALL.into(self._id):
+            self._env = make_one(config, render)
         self.info: EnvInfo = self._env.info
 
     def reset(self, seed: int) -> np.ndarray:
         """Returns obs_shape."""
-        CALL.what, CALL.since = self._id, time.monotonic()
-        obs = self._env.reset(int(seed))
-        CALL.since = 0.0
+        with CALL.into(self._id):
+            obs = self._env.reset(int(seed))
         return np.array(obs, np.uint8 if self.info.image else np.float32)
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
@@ -225,15 +222,15 @@ class Twin:
         On Atari, info["ram"] is the console's memory, (128,) uint8.
         """
         (native,) = self._env.native(np.asarray(action)[None])
-        CALL.what, CALL.since = self._id, time.monotonic()
-        obs, reward, terminated, truncated, info = self._env.step(native)
-        CALL.since = 0.0
+        with CALL.into(self._id):
+            obs, reward, terminated, truncated, info = self._env.step(native)
         obs = np.array(obs, np.uint8 if self.info.image else np.float32)
         return obs, float(np.float32(reward)), bool(terminated), bool(truncated), info
 
     def frame(self) -> np.ndarray:
         """What a person sees now: (H, W, 3) uint8, RGB."""
-        return self._env.frame()
+        with CALL.into(self._id):
+            return self._env.frame()
 
     def close(self) -> None:
         self._env.close()

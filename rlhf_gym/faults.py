@@ -11,6 +11,7 @@ from pathlib import Path
 from rlhf_gym.config import program
 
 KEPT = "What was saved is kept"
+DAMAGED = ("malformed", "not a database", "no such table", "no such column", "corrupt", "unsupported file format")
 OF_SQLITE = {  # what SQLite says -> the same as an errno
     "disk is full": errno.ENOSPC,
     "readonly database": errno.EROFS,
@@ -35,12 +36,14 @@ def sentence(error: BaseException, where: Path | str) -> str | None:
                 f"then go on. {KEPT}."
             )
         number = next((n for words, n in OF_SQLITE.items() if words in said), None)
-        if number is None:
+        if number is not None:
+            return of_errno(number, where)
+        if any(words in said for words in DAMAGED):
             return (
                 f"The database of {where} cannot be read ({said}): restore session.db from a copy, or try "
                 "`sqlite3 session.db .recover`. Nothing was changed."
             )
-        return of_errno(number, where)
+        return None
     if isinstance(error, OSError) and error.errno is not None:
         return of_errno(error.errno, error.filename or where)
     return None

@@ -40,12 +40,10 @@ def load_secret(name: str, what: str, directory: Path | None = None) -> str:
                 file.flush()
                 os.fsync(file.fileno())
             try:
-                if path.exists():  # unusable
-                    os.replace(aside, path)
-                else:
-                    os.link(aside, path)  # of two that start at once, the first one's secret counts
+                os.link(aside, path)  # of two that start at once, the first one's secret counts
             except FileExistsError:
-                pass
+                if not _read(path):  # unusable
+                    os.replace(aside, path)
             except OSError:  # a file system without links
                 os.replace(aside, path)
             finally:

@@ -58,6 +58,9 @@ class Loop:
         newest = Snapshot.load(self.session.checkpoint(number - 1), self.device, self.config)
         if plan is None or plan.agent == number - 1:
             return newest
+        if not self.session.checkpoint(plan.agent).exists():  # it was damaged
+            self.monitor.say(f"There is no agent of round {plan.agent} any more: going on from the newest.")
+            return newest
         chosen = Snapshot.load(self.session.checkpoint(plan.agent), self.device, self.config)
         return replace(chosen, reward=newest.reward, last_label_id=newest.last_label_id)
 

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import sqlalchemy as sa
 
 from rlhf_gym.config import FORMAT_VERSION
-from rlhf_gym.files import seal, sealed, write_atomic
+from rlhf_gym.files import remove, seal, sealed, write_atomic
 from rlhf_gym.tables import tables
 
 
@@ -53,8 +53,9 @@ def migrate(session: Session) -> Path:
         if found not in STEPS:  # another process was faster
             return session.path / f"format-{FORMAT_VERSION - 1}"
         copy = session.path / f"format-{found}"
-        copy.mkdir(exist_ok=True)
         if not (copy / "config.json").exists():
+            remove(copy)  # half a copy, or what a stranger laid there for SQLite to find
+            copy.mkdir()
             with (
                 closing(sqlite3.connect(session.path / "session.db")) as old,
                 closing(sqlite3.connect(copy / "session.db")) as new,

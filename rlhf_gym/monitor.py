@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 
+from rlhf_gym.config import printable
 from rlhf_gym.control import Control
 from rlhf_gym.store import Session, finite
 
@@ -158,4 +159,4 @@ class Monitor:
         self.page(message=text)
 
     def say(self, text: str) -> None:
-        self.console.print(text, highlight=False)
+        self.console.print(printable(text), highlight=False, markup=False)

@@ -470,12 +470,18 @@ def _insert(db: sa.Connection, table: sa.Table, row: Mapping[str, Any]) -> int:
     return int(db.execute(table.insert().returning(table.c.id), dict(row)).scalar_one())
 
 
+def frozen(directory: Path) -> bool:
+    """Whether nobody can write there: it lies on a file system that is mounted read-only."""
+    return hasattr(os, "statvfs") and bool(os.statvfs(directory).f_flag & os.ST_RDONLY)
+
+
 def _engine(database: Path) -> sa.Engine:
     def connect() -> sqlite3.Connection:
         source, uri = str(database), False
         if not os.access(database.parent, os.W_OK):  # a copy on a medium that cannot be written can be looked at
             log = database.with_name(f"{database.name}-wal")
-            how = "mode=ro" if log.exists() and log.stat().st_size else "immutable=1"
+            logged = log.exists() and log.stat().st_size
+            how = "immutable=1" if frozen(database.parent) and not logged else "mode=ro"
             source, uri = f"{database.absolute().as_uri()}?{how}", True
         return sqlite3.connect(source, uri=uri, timeout=BUSY_SECONDS, check_same_thread=False)
 

@@ -1,4 +1,4 @@
-"""A session on disk: paths, tables, transactions, files. The only module that knows where things lie.
+"""A session on disk: its files, beside its rows (rows.py), and what to do next. Where things lie is decided here.
 
 A session is one directory; the loop and the web page share nothing else. What phase a session is in is derived
 from what is there (`Session.where`), never stored, so every phase may run twice and a kill costs little.
@@ -14,7 +14,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,9 @@ from rlhf_gym.wishes import NONE
 from rlhf_gym.within import resolve
 
 START = -1  # the round number of the untrained agent; its checkpoint is start.pt
+HALF_WRITTEN = (  # of what the loop alone writes, each aside first; all else in a session is the user's
+    ".config.json-*", ".progress.json-*", "checkpoints/.*.pt-*", "videos/.r[0-9]*", "videos/.start.*", "videos/.live.*",
+)  # fmt: skip
 PHASES = ("collect", "label", "train_reward", "train_agent", "record", "finished")
 
 
@@ -118,8 +121,6 @@ class Session(Rows):
         text = self.wishes().goal
         return self.config.goal if text is None else text
 
-    # ------------------------------------------------------------------ transactions
-
     # ------------------------------------------------------------------ clips and pairs
 
     def file(self, relative: str) -> Path | None:
@@ -164,10 +165,6 @@ class Session(Rows):
         self.add_label(uid, pair, None)
         return self.pairs(ids=[pair])[0]
 
-    # ------------------------------------------------------------------ looking back
-
-    # ------------------------------------------------------------------ events and metrics
-
     # ------------------------------------------------------------------ checkpoints and videos
 
     def checkpoint(self, number: int) -> Path:
@@ -180,9 +177,7 @@ class Session(Rows):
     def leftovers(self) -> dict[str, list[Path]]:
         """What a killed loop left, by kind: half-written files, in-phase checkpoints of trained rounds, clips of a
         batch that was never finished. Only under the loop's lock are they no part of something."""
-        directories = (self.path, self.path / "checkpoints", self.path / "videos")
-        halves = [file for directory in directories for file in directory.glob(".*-*")]
-        halves += (self.path / "videos").glob(".*.mp4")
+        halves = [file for pattern in HALF_WRITTEN for file in self.path.glob(pattern)]
         partials = [self.partial(n, phase) for n in self.trained_rounds() for phase in ("train_reward", "train_agent")]
         with self.read() as db:
             batches = db.execute(sa.select(clip_table.c.round, clip_table.c.attempt).distinct()).all()
@@ -190,7 +185,7 @@ class Session(Rows):
         return {
             "half-written file": halves,
             "in-phase checkpoint": [p for p in partials if p.exists()],
-            "unfinished batch of clips": [p for p in (self.path / "clips").iterdir() if p.name not in whole],
+            "unfinished batch of clips": [p for p in (self.path / "clips").glob("*") if p.name not in whole],
         }
 
     def clear_leftovers(self) -> None:
@@ -379,7 +374,3 @@ class Session(Rows):
             "true_returns": [{"round": r, "mean": v} for r, v in sorted(self.true_returns().items())],
             **({"disk_bytes": self.disk_bytes()} if disk else {}),
         }
-
-
-def as_dict(row: Clip | Pair | Where) -> dict[str, Any]:
-    return asdict(row)

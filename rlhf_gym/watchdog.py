@@ -13,19 +13,30 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 PATIENCE_SECONDS = 60.0  # with an environment; a game that starts may take half of it
 PATIENCE_AFTER_INTERRUPT = 8.0  # with ourselves, once somebody has pressed Ctrl-C
 POLL_SECONDS = 0.5
 
 
-@dataclass
 class Call:
-    """What foreign code is running now, if any; set around every call into an environment (cheaply: no lock)."""
+    """What foreign code is running now, if any: `with CALL.into("CartPole-v1"):` around a call into an environment.
 
-    what: str = ""
-    since: float = 0.0  # monotonic; 0: none is
+    Cheap, as it stands around every step: no lock, nothing new.
+    """
+
+    what = ""
+    since = 0.0  # monotonic; 0: none is
+
+    def into(self, what: str) -> Call:
+        self.what = what
+        return self
+
+    def __enter__(self) -> None:
+        self.since = time.monotonic()
+
+    def __exit__(self, *_error: object) -> None:
+        self.since = 0.0
 
 
 CALL = Call()
@@ -71,11 +82,14 @@ class Watchdog(contextlib.AbstractContextManager["Watchdog"]):
                     interrupted = time.monotonic()
             now, since = time.monotonic(), CALL.since
             if interrupted and since and now - interrupted > PATIENCE_AFTER_INTERRUPT and since < interrupted:
-                self.warn("Stopped: the environment did not answer. What was saved is kept.")
-                os._exit(130)
+                try:
+                    self.warn("Stopped: the environment did not answer. What was saved is kept.")
+                finally:
+                    os._exit(130)
             if since and since != told and now - since > PATIENCE_SECONDS:
                 told = since
-                self.warn(
-                    f"{CALL.what} has not answered for {now - since:.0f} s: it may hang. Ctrl-C ends the program and "
-                    "nothing that was saved is lost; mend the environment, then resume."
-                )
+                with contextlib.suppress(OSError):  # a terminal that is closed, a disk that is full
+                    self.warn(
+                        f"{CALL.what} has not answered for {now - since:.0f} s: it may hang. Ctrl-C ends the program "
+                        "and nothing that was saved is lost; mend the environment, then resume."
+                    )

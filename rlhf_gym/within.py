@@ -50,10 +50,11 @@ def _entries(directory: Path, within: Path) -> list[Path]:
                 mode = entry.stat(follow_symlinks=False).st_mode
             except FileNotFoundError:  # a loop writes aside and renames
                 continue
-            if stat.S_ISDIR(mode):
+            junction = getattr(entry, "is_junction", None)  # Windows' links between directories; Python 3.12
+            if stat.S_ISDIR(mode) and not (junction and junction()):
                 found.append(Path(entry.path))
             elif not stat.S_ISREG(mode):
-                what = "a link" if stat.S_ISLNK(mode) else "no plain file"
+                what = "a link" if stat.S_ISLNK(mode) or stat.S_ISDIR(mode) else "no plain file"
                 shown = ascii(os.path.relpath(entry.path, within))
                 raise UserError(
                     f"Session {within.name!r} holds {what}, {shown}, which could lead out of it: "

@@ -232,3 +232,20 @@ def test_the_documentation_says_what_such_a_client_needs(
     assert page.evaluate(dead) == []
     page.set_viewport_size({"width": 390, "height": 844})
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_what_was_said_of_another_session_of_the_name_is_refused(serve: Any, make_session: Any) -> None:
+    loop = make_session("cartpole-1")
+    server = serve()
+    url = f"http://127.0.0.1:{server.port}/api/s/cartpole-1"
+    with httpx.Client(headers={"Authorization": f"Bearer {server.token}"}) as client:
+        created = client.get(url).json()["created"]
+        for kind, said in (("labels", {"pair": 1, "choice": "left"}), ("undo", {})):
+            other = client.post(f"{url}/{kind}", json={"id": f"other-{kind}", "created": created - 1, **said})
+            assert other.status_code == 409
+            assert "another one" in other.json()["detail"]
+            assert loop.labels(0) == [None] * 6
+        assert client.post(
+            f"{url}/labels", json={"id": "ours", "created": created, "pair": 1, "choice": "left"}
+        ).is_success
+        assert loop.labels(0)[0] == "left"

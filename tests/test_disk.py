@@ -54,6 +54,9 @@ def test_clean_drops_what_is_not_needed_and_says_what_it_freed(whole: Path, tmp_
     path = tmp_path / "data" / "one"
     needed = path / "checkpoints" / "r001.train_agent.pt"
     assert needed.exists()
+    users = [".my-notes", "videos/.watch-r000.mp4", "checkpoints/mine.txt"]
+    for name in users:
+        (path / name).write_bytes(b"the user's")
     rubbish = ["checkpoints/r000.train_agent.pt", "checkpoints/r000.pt.damaged", "videos/.r000.mp4", ".config.json-x"]
     for name in rubbish:
         (path / name).write_bytes(b"x" * 1_000_000)
@@ -71,6 +74,9 @@ def test_clean_drops_what_is_not_needed_and_says_what_it_freed(whole: Path, tmp_
     assert float(said[1]) >= 5.0
     assert needed.exists()
     assert not any((path / name).exists() for name in rubbish)
+    assert all((path / name).read_bytes() == b"the user's" for name in users)
+    for name in users:
+        (path / name).unlink()
     again = command("clean", "one", cwd=tmp_path)
     assert "nothing to delete" in again.out
     result = command("resume", "one", cwd=tmp_path)

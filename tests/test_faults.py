@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -17,18 +18,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy.exc
 import torch
 from compare import NAMES, run, same_session, session_in, without
+from fastapi.testclient import TestClient
 from processes import TINY, Kill, Result, Spawned, command
 from rich.console import Console
 
-from rlhf_gym import loop, rows, store, watchdog
+from rlhf_gym import catalog, faults, loop, migrate, rows, store, watchdog
 from rlhf_gym.checkpoints import load_state
 from rlhf_gym.cli import run_command
-from rlhf_gym.config import FORMAT_VERSION, UserError
-from rlhf_gym.files import MARK, sealed
+from rlhf_gym.config import FORMAT_VERSION, Config, UserError
+from rlhf_gym.files import MARK, seal, sealed
 from rlhf_gym.monitor import Monitor
 from rlhf_gym.tables import metric_table, opinion_table
+from webui.app import create_app
+from webui.state import Sessions
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="mounts, forks and signals are POSIX's")
 
@@ -151,11 +156,75 @@ def test_a_database_that_is_damaged_in_the_middle_is_told_and_not_touched(whole:
     for page in range(2, len(data) // size):  # every page but the first, which names the tables
         data[page * size : page * size + 64] = b"\xff" * 64
     database.write_bytes(data)
-    for args in (("resume", "one", "--rounds", "3"), ("evaluate", "one"), ("watch", "one", "--round", "1")):
-        result = command(*args, cwd=tmp_path)
-        if args[0] == "resume":
-            refused(result, "database|session.db", "malformed|damaged|readable")
+    refused(command("resume", "one", "--rounds", "3", cwd=tmp_path), "database of data/one cannot be read .*malformed")
+    listed = command("list", "--json", cwd=tmp_path)
+    assert "malformed" in json.loads(listed.out)["sessions"][0]["error"]
     assert bytes(data) == database.read_bytes()
+
+
+def test_a_mistake_of_our_own_is_not_told_as_damage(tmp_path: Path) -> None:
+    session = catalog.create_session(tmp_path, "one", Config(env_id="CartPole-v1"))
+    for statement in ("INSERT INTO clip (id) VALUES (1)", "SELEC 1"):
+        with pytest.raises(sqlalchemy.exc.DatabaseError) as raised, session.write() as db:
+            db.exec_driver_sql(statement)
+        assert faults.sentence(raised.value, session.path) is None
+    session.close()
+
+
+def test_an_older_session_on_a_full_disk_is_told(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(whole / "data", tmp_path / "data")
+    make_older(tmp_path / "data" / "one")
+
+    def full(*_args: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(migrate, "write_atomic", full)
+    with pytest.raises(UserError, match=r"disk that holds .* is full"):
+        catalog.open_session(tmp_path / "data", "one")
+    with TestClient(create_app(tmp_path / "data"), "http://127.0.0.1:8000") as client:
+        answer = client.get("/api/s/one")
+        assert answer.status_code == 409
+        assert "is full" in answer.json()["detail"]
+    monkeypatch.undo()
+    catalog.open_session(tmp_path / "data", "one").close()
+
+
+def test_one_session_that_opens_slowly_holds_up_no_other(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("quick", "slow"):
+        shutil.copytree(whole / "data" / "one", tmp_path / name)
+    make_older(tmp_path / "slow")
+    began, free = threading.Event(), threading.Event()
+
+    def slowly(data: bytes) -> bytes:
+        began.set()
+        free.wait(30)
+        return seal(data)
+
+    monkeypatch.setattr(migrate, "seal", slowly)
+    sessions = Sessions(tmp_path)
+    thread = threading.Thread(target=sessions.open, args=("slow",))
+    thread.start()
+    assert began.wait(10)
+    before = time.monotonic()
+    assert sessions.open("quick").session.count_pairs() == (12, 12)
+    assert time.monotonic() - before < 5
+    free.set()
+    thread.join()
+    assert sessions.open("slow").session.count_pairs() == (12, 12)
+    sessions.close()
+
+
+def test_an_agent_that_is_no_more_is_told_and_the_newest_taken(whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole / "data", tmp_path / "data")
+    session = session_in(tmp_path)
+    session.add_event("plan", 2, agent=0, practice=False, attempt=-1)
+    session.checkpoint(0).rename(session.checkpoint(0).with_name("r000.pt.damaged"))
+    session.close()
+    result = command("resume", "one", "--rounds", "3", cwd=tmp_path)
+    assert result.status == 0, result.err
+    assert "There is no agent of round 0 any more: going on from the newest." in result.err
 
 
 # ---------------------------------------------------------------------------------------------- clocks
@@ -299,7 +368,6 @@ def test_another_version_of_a_package_is_told_once(whole: Path, tmp_path: Path) 
 
 
 def test_the_versions_of_a_session_name_the_environments_package() -> None:
-    from rlhf_gym.config import Config
     from rlhf_gym.provenance import versions
 
     assert set(versions(Config(env_id="CartPole-v1"))) == {
@@ -361,6 +429,25 @@ def test_an_environment_that_does_not_answer_is_told_on_terminal_and_page(
     assert len(told) == 1
     assert "hangs:Slow-v0 has not answered for 1 s: it may hang. Ctrl-C" in told[0]
     assert [m for m in on_page if m] == [told[0]]
+
+
+def test_a_warning_that_cannot_be_given_does_not_end_the_watch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watchdog, "PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(watchdog, "POLL_SECONDS", 0.02)
+    calls: list[str] = []
+
+    def fails(text: str) -> None:
+        calls.append(text)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with watchdog.Watchdog(fails):
+        for what in ("one", "two"):
+            with watchdog.CALL.into(what):
+                until = time.monotonic() + 10
+                while not any(text.startswith(what) for text in calls) and time.monotonic() < until:
+                    time.sleep(0.01)
+    assert [text.split()[0] for text in calls] == ["one", "two"]
+    assert watchdog.CALL.since == 0.0
 
 
 def test_ctrl_c_ends_an_environment_that_is_deaf(tmp_path: Path) -> None:

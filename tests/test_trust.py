@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import io
 import json
 import os
 import pickle
 import shutil
 import sqlite3
+import struct
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,10 +27,12 @@ from processes import TINY, Result, command
 from rlhf_gym import catalog, store, trust
 from rlhf_gym.checkpoints import load_state, save_state
 from rlhf_gym.config import Config, UserError
+from rlhf_gym.home import load_secret
 from rlhf_gym.labels import load_labels
 from rlhf_gym.segments import Segment, load_clip, save_segment
 from rlhf_gym.store import Session
 from webui.app import create_app
+from webui.state import sheet_path
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="forks its processes, makes links")
 
@@ -425,12 +431,81 @@ def test_sqlite_is_told_not_to_trust_the_schema(session: Session) -> None:
     session.close()
 
 
-def test_a_rollback_journal_is_refused(cwd: Path, outside: Path) -> None:
+def rollback_journal(names: Path) -> bytes:
     """SQLite rolls back from one and deletes the file that it names as its super-journal, wherever that lies."""
-    (cwd / "data" / "one" / "session.db-journal").write_bytes(b"\xd9\xd5\x05\xf9\x20\xa1\x63\xd7" + bytes(600))
+    magic = b"\xd9\xd5\x05\xf9\x20\xa1\x63\xd7"
+    header = magic + struct.pack(">IIIII", 0, 0, 2, 512, 4096)
+    name = str(names).encode()
+    checked = struct.pack(">II", len(name), sum(name) & 0xFFFFFFFF)
+    return header.ljust(512, b"\0") + struct.pack(">I", 0x40000000 // 4096 + 1) + name + checked + magic
+
+
+def test_a_rollback_journal_does_harm_where_nobody_looks(tmp_path: Path) -> None:
+    """Else the tests below would prove nothing."""
+    (tmp_path / "precious").write_bytes(b"precious")
+    with contextlib.closing(sqlite3.connect(tmp_path / "session.db")) as db:
+        db.execute("CREATE TABLE t(x)")
+    (tmp_path / "session.db-journal").write_bytes(rollback_journal(tmp_path / "precious"))
+    with contextlib.closing(sqlite3.connect(tmp_path / "session.db")) as db:
+        db.execute("SELECT * FROM t").fetchall()
+    assert not (tmp_path / "precious").exists()
+
+
+def test_a_rollback_journal_is_refused(cwd: Path, outside: Path) -> None:
+    (cwd / "data" / "one" / "session.db-journal").write_bytes(rollback_journal(outside / "precious"))
     before = files_in(outside)
     assert "session.db-journal" in refused(command(*RESUME, cwd=cwd))
     assert files_in(outside) == before
+
+
+def test_a_copy_that_a_stranger_laid_out_for_the_migration_is_not_opened(cwd: Path, outside: Path) -> None:
+    path = cwd / "data" / "one"
+    header = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({**header, "format": 1}))
+    (path / "format-1").mkdir()
+    with contextlib.closing(sqlite3.connect(path / "format-1" / "session.db")) as db:
+        db.execute("CREATE TABLE t(x)")
+    (path / "format-1" / "session.db-journal").write_bytes(rollback_journal(outside / "precious"))
+    before = files_in(outside)
+    result = command("list", cwd=cwd)
+    assert (result.status, files_in(outside)) == (0, before)
+    assert sorted(p.name for p in (path / "format-1").iterdir()) == ["config.json", "session.db"]
+
+
+def test_what_a_strangers_session_says_reaches_no_terminal_raw(cwd: Path) -> None:
+    path = cwd / "data" / "one" / "config.json"
+    header = json.loads(path.read_text())
+    path.write_text(json.dumps({**header, "versions": {"gymnasium": "\x1b]0;owned\x07[red]"}}))
+    result = command(*RESUME, cwd=cwd)
+    assert result.status == 0, result.err
+    assert "?]0;owned?[red] ->" in result.err
+    assert "\x1b" not in result.err
+
+
+def test_only_pictures_of_clips_are_served(cwd: Path) -> None:
+    session = catalog.open_session(cwd / "data", "one")
+    clip = next(iter(session.clips().values()))
+    for sheet in ("session.db", "config.json", "clips/../config.json", "checkpoints/start.pt"):
+        assert sheet_path(session, dataclasses.replace(clip, sheet=sheet)) is None
+    assert sheet_path(session, clip) is not None
+    session.close()
+
+
+def test_of_several_that_start_at_once_all_have_one_secret(tmp_path: Path) -> None:
+    for n in range(20):
+        barrier, found = threading.Barrier(4), []
+
+        def load(directory: Path, barrier: threading.Barrier, found: list[str]) -> None:
+            barrier.wait()
+            found.append(load_secret("key", "the key", directory))
+
+        threads = [threading.Thread(target=load, args=(tmp_path / f"{n}", barrier, found)) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(found) == 4
+        assert set(found) == {(tmp_path / f"{n}" / "key").read_text()}
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"format": 1, "config": ' + "[" * 100_000, " " * 2**21])

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import sqlalchemy.exc
-from fastapi import FastAPI, HTTPException, Query, Response
+from fastapi import Depends, FastAPI, HTTPException, Query, Response
 from fastapi import Path as PathParameter
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse
@@ -20,17 +20,18 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.requests import Request
 
 import rlhf_gym.store as store
-from rlhf_gym import catalog
+from rlhf_gym import catalog, faults
 from rlhf_gym.config import MAX_GOAL_CHARS, UserError
 from webui import charts, dashboard, history, metrics, shelf, steering
 from webui.bodies import MAX_COUNT, MAX_ID, Body
-from webui.found import Found
+from webui.found import Found, readable
 from webui.security import HEADERS, Guard
 from webui.state import (
     Batch,
     Goal,
     Labeled,
     Listing,
+    Open,
     Pair,
     Sessions,
     State,
@@ -53,8 +54,14 @@ ID_RULE = (
 )
 
 
-class LabelBody(Body):
+class Said(Body):
+    """What the person said of a pair."""
+
     id: str = Field(pattern=LABEL_ID, description=ID_RULE)
+    created: float | None = Field(None, description="State.created: refused (409) if another session has the name now")
+
+
+class LabelBody(Said):
     pair: int = Field(ge=1, le=MAX_ID, description="its id")
     choice: Literal["left", "right", "equal", "skip"] = Field(description="the better one; skip: cannot tell")
     strength: Literal["normal", "strong"] = Field("normal", description="strong: much better")
@@ -64,8 +71,8 @@ class LabelBody(Body):
     hidden_ms: int | None = Field(None, ge=0, lt=2**31, description="of response_ms: the page was not to be seen")
 
 
-class UndoBody(Body):
-    id: str = Field(pattern=LABEL_ID, description=ID_RULE)
+class UndoBody(Said):
+    pass
 
 
 class GoalBody(Body):
@@ -88,6 +95,14 @@ class ForgetAnswer(BaseModel):
 
 class Problem(BaseModel):
     detail: str = Field(description="one sentence: what, the value, what to do")
+
+
+def refuse_another(found: Open, body: Said) -> None:
+    """Pairs count from 1 in every session: what was said of one session's is nothing to another of the same name."""
+    created = float(found.session.header().get("created") or 0.0)
+    if body.created is not None and body.created != created:
+        name = found.session.name
+        raise HTTPException(409, f"Session {name!r} is another one than when this was said: load its page anew.")
 
 
 def create_app(
@@ -160,6 +175,11 @@ def create_app(
         response.headers.update({**HEADERS, "Cache-Control": "no-store"})
         return response
 
+    @app.exception_handler(OSError)
+    async def machine_error(request: Request, error: OSError) -> Response:
+        detail = faults.sentence(error, sessions.data_dir)
+        return problem(request, 503, detail or f"The server's machine would not do that ({error}): try again.")
+
     for part in (dashboard, history, shelf, steering):
         app.include_router(part.router)
 
@@ -201,7 +221,7 @@ def create_app(
         return found.state()
 
     @app.get("/api/s/{session}/events", response_class=EventSourceResponse)
-    async def stream_states(found: Found) -> AsyncIterator[ServerSentEvent]:
+    async def stream_states(found: Annotated[Open, Depends(readable)]) -> AsyncIterator[ServerSentEvent]:
         """The state now and again whenever it changes, as server-sent events: the data of each is a State as JSON.
 
         The stream has no other events and needs no Last-Event-ID: when it ends, ask again. It ends with the server
@@ -270,6 +290,7 @@ def create_app(
         So after a lost answer or one of 5xx, post the same again until it is answered; 4xx is a refusal for good. A
         further label of a pair, of any round, under a new id, replaces its earlier one.
         """
+        refuse_another(found, body)
         known = found.session.last_label_id()
         try:
             row = found.session.add_label(
@@ -290,6 +311,7 @@ def create_app(
 
         409 where there is none, or where the batch has gone into training: then post another label instead.
         """
+        refuse_another(found, body)
         try:
             pair = found.session.take_back(body.id)
         except ValueError as error:

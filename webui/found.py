@@ -22,3 +22,9 @@ def find(request: Request, session: str) -> Open:
 
 
 Found = Annotated[Open, Depends(find)]
+
+
+def readable(found: Found) -> Open:
+    """As `Found`, once its state could be read: before a stream begins, a failure can still be told."""
+    found.state()
+    return found

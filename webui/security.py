@@ -1,6 +1,6 @@
 """Who may talk to the pages: token, Host, Origin and size checks, and the headers of every answer.
 
-One plain ASGI middleware, so that event streams and videos pass through untouched (DESIGN section 8).
+One plain ASGI middleware, so that event streams and videos pass through untouched.
 """
 
 from __future__ import annotations

@@ -268,14 +268,19 @@ class Sessions:
 
     def __init__(self, data_dir: Path) -> None:
         self.data_dir = data_dir
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # for the dictionaries alone: one session that is slow holds up no other
+        self._locks: dict[str, threading.Lock] = {}
         self._open: dict[str, tuple[int, Open]] = {}
+
+    def _lock_of(self, name: str) -> threading.Lock:
+        with self._lock:
+            return self._locks.setdefault(name, threading.Lock())
 
     def open(self, name: str) -> Open:
         """Raises UserError where there is no such session, or one that this version cannot read."""
-        with self._lock:
+        with self._lock_of(catalog.check_name(name)):
             try:
-                inode = os.stat(self.data_dir / catalog.check_name(name) / "session.db").st_ino
+                inode = os.stat(self.data_dir / name / "session.db").st_ino
             except OSError:
                 inode = -1
             known = self._open.get(name)
@@ -305,7 +310,7 @@ class Sessions:
 
     def trash(self, name: str) -> Path:
         """Moves a session to the trash, also one that cannot be read. Raises UserError (see catalog.trash_session)."""
-        with self._lock:
+        with self._lock_of(name):
             known = self._open.get(name)
             opened = known[1] if known else Open(Session(self.data_dir / name), "")
             moved_to = opened.trash(self.data_dir)
@@ -444,9 +449,10 @@ def show_clip(session: Session, clip: store.Clip) -> Clip:
 
 def sheet_path(session: Session, clip: store.Clip) -> Path | None:
     """Where the sheet lies; None where there is none, or where the row points out of the session."""
-    if clip.sheet is None:
+    sheet = clip.sheet
+    if sheet is None or not sheet.startswith("clips/") or not sheet.endswith(".png"):
         return None
-    return session.file(clip.sheet)
+    return session.file(sheet)
 
 
 def sheet_version(session: Session, clip: store.Clip) -> str | None:

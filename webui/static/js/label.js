@@ -111,12 +111,12 @@ export class Labeling {
     for (;;) {
       const answer = await getJson(`${this.#base}/pairs?limit=${FETCH}${after ? `&after=${after}` : ""}`);
       if (turn !== this.#loading) return;
-      if (answer?.last_label < this.#seen) continue; // overtaken by a label that was saved meanwhile
-      if (answer) {
+      if (answer && answer.last_label >= this.#seen) {
         if (`${answer.round}-${answer.attempt}` === this.#batch) this.#take(answer, after);
         return;
       }
-      await new Promise((resolve) => setTimeout(resolve, AGAIN_MS));
+      // no answer, or overtaken by a label that was saved meanwhile
+      await new Promise((resolve) => setTimeout(resolve, answer ? 50 : AGAIN_MS));
     }
   }
 

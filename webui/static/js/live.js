@@ -20,12 +20,16 @@ export class Live {
     this.#base = base;
     this.#events = events;
     if ("SharedWorker" in window) {
-      this.#worker = new SharedWorker("/static/js/shared.js", { type: "module" });
-      this.#shared = this.#worker.port;
-      this.#worker.onerror = () => {
-        this.#shared = null; // it did not start: a stream of our own
-        this.#begin();
-      };
+      try {
+        this.#worker = new SharedWorker("/static/js/shared.js", { type: "module" });
+        this.#shared = this.#worker.port;
+        this.#worker.onerror = () => {
+          this.#shared = null; // it did not start: a stream of our own
+          this.#begin();
+        };
+      } catch {
+        this.#shared = null; // the browser's settings forbid it
+      }
     }
     document.addEventListener("visibilitychange", () => this.#begin());
     addEventListener("pagehide", () => this.#end());

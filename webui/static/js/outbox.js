@@ -6,6 +6,7 @@
 const LATE_MS = 500; // an answer that takes longer: the database is busy, perhaps
 const FIRST_RETRY_MS = 300;
 const LONGEST_RETRY_MS = 3000;
+const ASK_TIMEOUT_MS = 10000; // of a question: a connection that sleeps answers never
 const TIMEOUT_MS = 40000; // longer than the server itself waits for the database
 
 export class Outbox {
@@ -43,7 +44,7 @@ export class Outbox {
 
   /** kind: labels or undo; body: what is posted, given an id here; extra: kept with it for the events. */
   add(kind, body, extra = {}) {
-    this.#waiting.push({ kind, body: { id: newId(), ...body }, ...extra });
+    this.#waiting.push({ kind, body: { id: newId(), created: this.#created, ...body }, ...extra });
     this.#store();
     if (this.#trouble) this.#complain(this.#trouble.why); // of one more
     this.kick();
@@ -60,10 +61,15 @@ export class Outbox {
     const late = setTimeout(() => this.#complain(this.#trouble?.why ?? null), LATE_MS);
     const item = this.#waiting[0];
     const there = this.#failures ? await getJson(this.#base) : { created: this.#created };
-    if (there && there.created !== this.#created) return; // another session of that name: these are not for it
-    const { status, answer } = there ? await post(`${this.#base}/${item.kind}`, item.body) : { status: 0, answer: null };
+    const other = there && there.created !== this.#created; // a session of that name: these are not for it
+    const { status, answer } =
+      there && !other ? await post(`${this.#base}/${item.kind}`, item.body) : { status: 0, answer: null };
     this.#busy = false;
     clearTimeout(late);
+    if (other) {
+      this.#trouble = null; // the page is loaded anew; they stay where they are
+      return;
+    }
     if (status === 0 || status === 401 || status >= 500) {
       this.#failures += 1;
       this.#complain(status ? answer?.detail : null);
@@ -98,7 +104,7 @@ export class Outbox {
 /** The answer's JSON; null where none came. */
 export async function getJson(url) {
   try {
-    const answer = await fetch(url);
+    const answer = await fetch(url, { signal: AbortSignal.timeout(ASK_TIMEOUT_MS) });
     return answer.ok ? await answer.json() : null;
   } catch {
     return null;

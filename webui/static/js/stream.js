@@ -3,6 +3,7 @@
 // sentence, null where it does not answer.
 
 const AGAIN_MS = 1000;
+const TIMEOUT_MS = 10000; // of a question: a connection that sleeps answers never
 
 export class Stream {
   #base;
@@ -66,7 +67,7 @@ export class Questions {
 
 async function ask(base) {
   try {
-    const answer = await fetch(base);
+    const answer = await fetch(base, { signal: AbortSignal.timeout(TIMEOUT_MS) });
     const said = await answer.json();
     return answer.ok ? { up: true, state: said } : { up: false, why: said.detail };
   } catch {
