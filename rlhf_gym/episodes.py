@@ -1,10 +1,31 @@
-"""Whole episodes, added up from rollouts: what the log shows of an agent while it learns."""
+"""What the log shows of an agent while it learns: whole episodes, added up from rollouts, and where the time goes."""
 
 from __future__ import annotations
 
+import time
 from collections import deque
 
 import numpy as np
+
+PARTS = ("environment", "inference", "reward", "update")  # of the time that training an agent takes
+
+
+class Stopwatch:
+    """Shares of the time since it was made, by part. On a GPU a part also waits for what was queued before it."""
+
+    def __init__(self) -> None:
+        self.seconds = dict.fromkeys(PARTS, 0.0)
+        self.last = time.perf_counter()
+
+    def lap(self, part: str) -> None:
+        """What has passed since the last call was this part's."""
+        now = time.perf_counter()
+        self.seconds[part] += now - self.last
+        self.last = now
+
+    def shares(self) -> dict[str, float]:
+        total = sum(self.seconds.values()) or 1.0
+        return {f"time/{part}": seconds / total for part, seconds in self.seconds.items()}
 
 
 class EpisodeTracker:

@@ -50,6 +50,7 @@ class Monitor:
         self.began = self.paged = self.measured = self.lined = 0.0
         self.first: int | None = None
         self.done = self.total = 0
+        self.parts: dict[str, float] = {}  # shares of the time, by what took it
         self.progress: Progress | None = None
         self.task: TaskID | None = None
 
@@ -62,7 +63,7 @@ class Monitor:
         """Shows a progress bar while the phase runs, and leaves one line behind when it is done."""
         self.round, self.name, self.unit, self.numbers = round, name, unit, {}
         self.began, self.paged, self.measured, self.lined = time.monotonic(), 0.0, 0.0, time.monotonic()
-        self.first, self.done, self.total = None, 0, 0
+        self.first, self.done, self.total, self.parts = None, 0, 0, {}
         self.page()
         columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24))
         with Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as bar:
@@ -82,6 +83,7 @@ class Monitor:
         now = time.monotonic()
         if metrics:
             self.numbers |= {k: v for k, v in metrics.items() if finite(v) is not None}
+            self.parts = {k.removeprefix("time/"): v for k, v in self.numbers.items() if k.startswith("time/")}
             if done >= total or now - self.measured >= METRIC_SECONDS:
                 self.measured = now
                 self.put(metrics, step or done)
@@ -140,6 +142,8 @@ class Monitor:
         parts += [f"{short} {self.numbers[n]:.4g}" for n, short in SHORT.items() if n in self.numbers]
         if self.name == "train_agent" and (speed := self.speed()):
             parts.append(f"{speed:,.0f} {self.unit}/s")
+        if self.parts and self.done < self.total:
+            parts.append(", ".join(f"{name} {share:.0%}" for name, share in self.parts.items()))
         if self.name != "label" and self.done < self.total and (eta := self.eta()) is not None:
             parts.append(f"eta {clock(eta)}")
         return " | ".join(parts)
@@ -150,7 +154,7 @@ class Monitor:
         self.session.write_progress(
             phase=self.name, round=self.round, done=self.done, total=self.total, unit=self.unit,
             speed=finite(self.speed()), eta=finite(self.eta()), numbers=numbers, paused=paused,
-            message=message,
+            message=message, parts=self.parts,
         )  # fmt: skip
 
     def warn(self, text: str) -> None:

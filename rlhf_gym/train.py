@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from rlhf_gym.config import Config
 from rlhf_gym.envs import EnvInfo, Envs
-from rlhf_gym.episodes import EpisodeTracker
+from rlhf_gym.episodes import EpisodeTracker, Stopwatch
 from rlhf_gym.labels import Labels
 
 REFERENCE_STEPS = 25.0  # a clip's reward is its mean per step times this, so clips of any length compare alike
@@ -382,10 +382,11 @@ class Rollout:
 
 
 def rollout(
-    agent: Agent, vec: Envs, obs: np.ndarray, config: Config, generator: torch.Generator, device: torch.device
-) -> tuple[Rollout, np.ndarray, np.ndarray]:
+    agent: Agent, vec: Envs, obs: np.ndarray, config: Config, generator: torch.Generator, device: torch.device,
+    watch: Stopwatch | None = None,
+) -> tuple[Rollout, np.ndarray, np.ndarray]:  # fmt: skip
     """Acts for num_steps steps. Returns the rollout, the next observation, and the true rewards (T, N)."""
-    t_max, n = config.num_steps, vec.num_envs
+    t_max, n, watch = config.num_steps, vec.num_envs, watch or Stopwatch()
     batch: dict[str, list[Any]] = {k: [] for k in ("obs", "actions", "log_probs", "values", "terminated", "truncated")}
     true_rewards, finals = np.zeros((t_max, n), np.float32), []
     for t in range(t_max):
@@ -394,7 +395,10 @@ def rollout(
             policy, value = agent(x)
             actions = agent.sample(policy, generator)
             log_prob, _ = agent.log_prob(policy, actions)
-        step = vec.step(agent.to_env(actions))
+        native = agent.to_env(actions)
+        watch.lap("inference")
+        step = vec.step(native)
+        watch.lap("environment")
         true_rewards[t] = step.rewards
         for i in np.flatnonzero(step.truncated & ~step.terminated):
             finals.append((t, int(i), step.final_obs[i]))
@@ -549,7 +553,7 @@ def train_agent(
     vec: Envs | None = None
     try:
         for iteration in range(begin, iterations):
-            clock = time.perf_counter()
+            clock, watch = time.perf_counter(), Stopwatch()
             if vec is None or iteration % every == 0:
                 if vec is not None:
                     vec.close()
@@ -560,8 +564,10 @@ def train_agent(
                     save({**whole, "generator": generator.get_state()})
             if config.anneal_lr:
                 optimizer.param_groups[0]["lr"] = config.learning_rate * (1 - iteration / iterations)
-            roll, obs, true_rewards = rollout(agent, vec, obs, config, generator, device)
+            roll, obs, true_rewards = rollout(agent, vec, obs, config, generator, device, watch)
+            watch.lap("inference")
             roll.rewards = score(roll, true_rewards)
+            watch.lap("reward")
             advantages, returns = gae(roll, config, absorbing_reward)
             value_only = iteration < min(warmup, iterations // 4)  # a short round must move the policy, too
             stats = update(agent, optimizer, roll, advantages, returns, config, generator, value_only)
@@ -571,6 +577,8 @@ def train_agent(
                 ends = (roll.terminated | roll.truncated).cpu().numpy()
                 tracker.add(true_rewards, roll.rewards.cpu().numpy(), ends)
                 metrics = {k: float(v) for k, v in stats.items()} | tracker.means()
+                watch.lap("update")
+                metrics |= watch.shares()
                 residual = (returns - roll.values).var() / returns.var().clamp_min(1e-8)
                 metrics["losses/explained_variance"] = 1 - float(residual)
                 metrics["charts/predicted_reward"] = float(roll.rewards.mean())

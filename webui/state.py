@@ -83,6 +83,7 @@ class Progress(BaseModel):
     message: str | None = None
     paused: bool = Field(default=False, description="by the person, until they continue")
     numbers: dict[str, float | None] = {}
+    parts: dict[str, float] = Field(default={}, description="shares of the time, by what takes it")
 
 
 class Video(BaseModel):

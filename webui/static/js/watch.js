@@ -94,6 +94,9 @@ export class Watch {
     if (speed >= 1) parts.push(`${number(speed)} ${unit || "steps"}/s`);
     if (eta !== null && eta !== undefined) parts.push(eta < 1 ? "almost done" : `about ${duration(eta)} left`);
     $("now-line").textContent = parts.join(" · ");
+    const shares = Object.entries(progress.parts).map(([part, share]) => `${part} ${Math.round(100 * share)} %`);
+    $("now-parts").hidden = !shares.length;
+    $("now-parts").textContent = shares.join(", ");
   }
 
   #numbers(numbers) {

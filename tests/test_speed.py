@@ -1,0 +1,68 @@
+"""Where the time goes, and that what makes it shorter changes no result."""
+
+from __future__ import annotations
+
+import io
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+
+from rlhf_gym import catalog, envs, episodes, train
+from rlhf_gym.config import Config, resolve
+from rlhf_gym.monitor import Monitor
+from rlhf_gym.train import Agent, Rollout
+
+CPU = torch.device("cpu")
+
+
+def test_the_shares_of_the_time_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter([0.0, 1.0, 3.0, 3.5, 7.5, 8.0])
+    monkeypatch.setattr(episodes.time, "perf_counter", lambda: next(now))
+    watch = episodes.Stopwatch()
+    for part in ("inference", "environment", "inference", "update", "reward"):
+        watch.lap(part)
+    assert watch.shares() == {
+        "time/environment": 2 / 8, "time/inference": 1.5 / 8, "time/reward": 0.5 / 8, "time/update": 4 / 8,
+    }  # fmt: skip
+    monkeypatch.undo()
+    assert set(episodes.Stopwatch().shares().values()) == {0.0}
+
+
+def test_training_tells_where_its_time_goes() -> None:
+    config = resolve({"env_id": "CartPole-v1", "num_envs": 2, "num_steps": 16, "num_minibatches": 2}, "classic")
+    info = envs.describe(config)
+    told: list[dict[str, float]] = []
+    agent = Agent(info, config)
+
+    def score(roll: Rollout, true_rewards: np.ndarray) -> torch.Tensor:
+        time.sleep(0.2)  # a reward model that takes its time
+        return torch.as_tensor(true_rewards)
+
+    train.train_agent(agent, score, config, CPU, steps=64, seed_path=(1,), report=lambda d, t, m: told.append(m))
+    for metrics in told:
+        shares = [metrics[f"time/{part}"] for part in episodes.PARTS]
+        assert sum(shares) == pytest.approx(1.0)
+        assert min(shares) > 0
+    assert told[-1]["time/reward"] > 0.3  # the first one loads parts of torch as well
+
+
+def test_line_and_page_show_where_the_time_goes(tmp_path: Path) -> None:
+    session = catalog.create_session(tmp_path, "one", Config(env_id="CartPole-v1"))
+    text = io.StringIO()
+    monitor = Monitor(session, Console(file=text, width=200))
+    shares = {"time/environment": 0.25, "time/update": 0.75}
+    with monitor.phase(0, "train_agent", "steps") as report:
+        report(1, 10, shares)
+        assert monitor.line().endswith("environment 25%, update 75%")
+        monitor.page()
+        assert session.progress()["parts"] == {"environment": 0.25, "update": 0.75}
+        report(10, 10, shares)
+    assert "environment" not in text.getvalue()  # once it is over
+    with monitor.phase(1, "collect", "clips"):
+        assert session.progress()["parts"] == {}
+    monitor.close()
+    session.close()
