@@ -39,7 +39,7 @@ class Run:
     session: str | None = None
     """Name of the session (default: cartpole-1, cartpole-2, ...); one that exists goes on."""
     trust: bool = False
-    """Run what the session brings, an environment or score function of its own, without asking."""
+    """Run what the session brings, an environment or score function of its own, without asking now or later."""
     settings: OmitArgPrefixes[Settings] = field(default_factory=Settings)
     access: OmitArgPrefixes[Access] = field(default_factory=Access)
     where: OmitArgPrefixes[DataDir] = field(default_factory=DataDir)
@@ -52,7 +52,7 @@ class Resume:
     session: tyro.conf.Positional[str]
     """Name of the session."""
     trust: bool = False
-    """Run what the session brings, an environment or score function of its own, without asking."""
+    """Run what the session brings, an environment or score function of its own, without asking now or later."""
     settings: OmitArgPrefixes[Settings] = field(default_factory=Settings)
     access: OmitArgPrefixes[Access] = field(default_factory=Access)
     where: OmitArgPrefixes[DataDir] = field(default_factory=DataDir)
@@ -90,7 +90,7 @@ class Watch:
     open: bool = True
     """Open the video, where there is a display."""
     trust: bool = False
-    """Run what the session brings, an environment or score function of its own, without asking."""
+    """Run what the session brings, an environment or score function of its own, without asking now or later."""
     where: OmitArgPrefixes[DataDir] = field(default_factory=DataDir)
 
 
@@ -113,7 +113,7 @@ class Evaluate:
     json: bool = False
     """Print one JSON object."""
     trust: bool = False
-    """Run what the session brings, an environment or score function of its own, without asking."""
+    """Run what the session brings, an environment or score function of its own, without asking now or later."""
     where: OmitArgPrefixes[DataDir] = field(default_factory=DataDir)
 
 

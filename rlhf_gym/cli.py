@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
 def main() -> None:
     """Entry point of `rlhf-gym`."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill` and a machine that shuts down: like Ctrl-C
     status = run_command(sys.argv[1:])
     sys.stdout.flush()
     sys.stderr.flush()
@@ -74,7 +76,8 @@ def run_command(args: list[str]) -> int:
     except KeyboardInterrupt:
         return 130
     except Exception as error:
-        told = faults.sentence(error, command.where.data_dir)
+        name = getattr(command, "session", None)
+        told = faults.sentence(error, command.where.data_dir / name if name else command.where.data_dir)
         if told is None:
             raise
         print(f"rlhf-gym: {told}", file=sys.stderr)
@@ -140,6 +143,13 @@ def go_on(name: str, given: dict[str, Any], command: Run | Resume) -> int:
         session.write_config(config, **trust.signed(config))
         for setting, (before, after) in changes.items():
             say(f"{setting}: {before!r} -> {after!r}")
+    where = session.where()
+    if where.phase == "finished":
+        more = f"{program()} resume {name}{data_dir_flag(session)} --rounds {2 * (where.round + 1)}"
+        say(f"Session {name} has done its {where.round + 1} rounds. To teach it further: {more}")
+    else:
+        labels = f", {where.labeled} of {where.pairs} pairs labeled" if where.phase == "label" else ""
+        say(f"Session {name} goes on in round {where.round} with {where.phase}{labels}.")
     return run_loop(session, config, info, server, access)
 
 
@@ -308,7 +318,9 @@ def list_sessions(command: List) -> int:
         print(json.dumps({"sessions": sessions}, allow_nan=False))
         return 0
     if not sessions:
-        print(f"No sessions in {data_dir}/. Start one: {program()} run CartPole-v1")
+        there = "" if data_dir.is_dir() else ", which does not exist"
+        where = "" if data_dir == Path("data") else f" --data-dir {data_dir}"
+        print(f"No sessions in {data_dir}/{there}. Start one: {program()} run CartPole-v1{where}")
         return 0
     shown = [s for s in sessions if command.all or not s.get("archived")]
     print_table(shown)
@@ -352,11 +364,16 @@ def serve(command: Serve) -> int:
 
 def open_snapshot(command: Watch | Evaluate) -> tuple[Session, Snapshot]:
     from rlhf_gym import trust
-    from rlhf_gym.checkpoints import Snapshot
+    from rlhf_gym.checkpoints import Damaged, Snapshot
 
     session = open_session(command.where.data_dir, command.session)
     trust.require(session, command.trust)
-    return session, Snapshot.load(session.checkpoint(session.resolve_round(command.round)), of=session.config)
+    try:
+        snapshot = Snapshot.load(session.checkpoint(session.resolve_round(command.round)), of=session.config)
+    except Damaged as error:
+        remedy = f"{program()} resume {session.name}{data_dir_flag(session)} trains again what it held."
+        raise UserError(f"{error} If it is the newest, {remedy}") from None
+    return session, snapshot
 
 
 def watch(command: Watch) -> int:
@@ -370,6 +387,8 @@ def watch(command: Watch) -> int:
     from rlhf_gym.evaluate import record_video
 
     path = session.path / "videos" / f"watch-{round_name(snapshot.round)}.mp4"
+    if not os.access(path.parent, os.W_OK):  # on a medium that cannot be written
+        path = Path.cwd() / f"{session.name}-{path.name}"
     with Progress(transient=True, disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task("playing", total=None)
         record_video(

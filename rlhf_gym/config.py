@@ -223,6 +223,11 @@ def printable(text: object) -> str:
     return "".join(c if c.isprintable() or c == "\n" else "?" for c in str(text))
 
 
+def exactly(number: float) -> str:
+    """2147483647, not 2.14748e+09."""
+    return str(int(number)) if number == number // 1 and abs(number) < 1e12 else f"{number:g}"
+
+
 def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
@@ -258,7 +263,9 @@ def validate_each(config: Config) -> Config:
                 raise UserError(f"{flag(f.name)} {value!r} is not {'a whole number' if hint is int else 'a number'}.")
             low, high = RANGES[f.name]
             if not low <= value <= high:  # NaN fails this too
-                raise UserError(f"{flag(f.name)} {value} is out of range: give a value from {low:g} to {high:g}.")
+                raise UserError(
+                    f"{flag(f.name)} {value} is out of range: give a value from {exactly(low)} to {exactly(high)}."
+                )
         elif hint in (bool, str):
             if not isinstance(value, hint):
                 raise UserError(f"{flag(f.name)} {value!r} is not {'true or false' if hint is bool else 'text'}.")

@@ -20,7 +20,7 @@ from gymnasium import spaces
 
 from rlhf_gym.atari import AtariOne, AtariVector, is_atari
 from rlhf_gym.config import Config, UserError
-from rlhf_gym.spec import EnvInfo, find_spec, said
+from rlhf_gym.spec import EnvInfo, find_spec, raised, said
 from rlhf_gym.watchdog import CALL
 
 SMALLEST_IMAGE = 36  # pixels: what Christiano's CNN (7-5-3-3 kernels, strides 3-2-1-1) needs
@@ -322,8 +322,8 @@ class GymEnv:
             raw, _ = self._env.reset(seed=seed)
         except Exception as error:  # code that is not ours
             if not self._reset_before:
-                raise UserError(f"{self.id} failed at its first reset(seed={seed}): {said(error)}") from error
-            raise UserError(f"{self.id} failed in reset(seed={seed}): {said(error)}. {KEPT}") from error
+                raise UserError(f"{self.id} failed at its first reset(seed={seed}): {raised(error)}") from error
+            raise UserError(f"{self.id} failed in reset(seed={seed}): {raised(error)}. {KEPT}") from error
         self._reset_before = True
         if self._stack is None:
             return self._vector(raw)
@@ -339,7 +339,7 @@ class GymEnv:
         try:
             raw, reward, terminated, truncated, info = self._env.step(action)
         except Exception as error:  # code that is not ours
-            raise UserError(f"{self.id} failed in step({action!r}): {said(error)}. {KEPT}") from error
+            raise UserError(f"{self.id} failed in step(action={action!r}): {raised(error)}. {KEPT}") from error
         if self._stack is None:
             return raw if self._plain else self._vector(raw), reward, terminated, truncated, info
         self._stack[:-1] = self._stack[1:]

@@ -16,6 +16,7 @@ import torch
 from rlhf_gym.checkpoints import PHASE_SEED
 from rlhf_gym.config import Config, UserError
 from rlhf_gym.envs import EnvInfo, Envs, Twin
+from rlhf_gym.faults import is_full
 from rlhf_gym.files import replace
 from rlhf_gym.labelers import Score, ScoredClip
 from rlhf_gym.train import Agent, seed_from
@@ -228,6 +229,8 @@ def record_video(
         replace(aside, path)
     except (OSError, FFmpegError) as error:
         said = error.strerror if isinstance(error, OSError) and error.strerror else error
+        if is_full(path.parent):  # PyAV has a number for it that says nothing
+            said = "the disk is full: make room"
         raise UserError(f"Cannot write the video {path} ({said}).") from None
     finally:
         if aside.exists():

@@ -6,10 +6,12 @@ Each gets one sentence, wherever in the program it happens: what, where, and wha
 from __future__ import annotations
 
 import errno
+import shutil
 from pathlib import Path
 
 from rlhf_gym.config import program
 
+LEAST_FREE = 500_000  # bytes: a database, or a video, may want as much at once
 KEPT = "What was saved is kept"
 DAMAGED = ("malformed", "not a database", "no such table", "no such column", "corrupt", "unsupported file format")
 OF_SQLITE = {  # what SQLite says -> the same as an errno
@@ -36,6 +38,8 @@ def sentence(error: BaseException, where: Path | str) -> str | None:
                 f"then go on. {KEPT}."
             )
         number = next((n for words, n in OF_SQLITE.items() if words in said), None)
+        if number == errno.EIO and is_full(where):  # SQLite says so where there is no room for its index
+            number = errno.ENOSPC
         if number is not None:
             return of_errno(number, where)
         if any(words in said for words in DAMAGED):
@@ -49,10 +53,21 @@ def sentence(error: BaseException, where: Path | str) -> str | None:
     return None
 
 
+def is_full(where: Path | str) -> bool:
+    """Whether there is no room left to speak of where a file or directory lies."""
+    try:
+        return shutil.disk_usage(where).free < LEAST_FREE
+    except OSError:
+        return False
+
+
 def of_errno(number: int, where: Path | str) -> str | None:
     """None where it is no fault of a disk."""
     if number in (errno.ENOSPC, errno.EDQUOT):
-        return f"The disk that holds {where} is full: make room (see `{program()} list`), then go on. {KEPT}."
+        return (
+            f"The disk that holds {where} is full: make room (`{program()} clean` deletes what a session does not "
+            f"need), then go on. {KEPT}."
+        )
     if number in (errno.EROFS, errno.EACCES, errno.EPERM):
         return (
             f"{where} cannot be written ({'read-only' if number == errno.EROFS else 'no permission'}): make it "

@@ -81,8 +81,11 @@ def run(session: Session, config: Config, info: EnvInfo, monitor: Monitor, since
         loop = Loop(session, config, info, checkpoints.pick_device(config, info), monitor, control, live)
         try:
             prepare(loop)
-            while (where := look(loop)).phase != "finished":
+            while True:
                 try:
+                    if (where := look(loop)).phase == "finished":
+                        loop.before(where.round + 1)  # whether it can go on from there, one day
+                        break
                     if where.phase not in ("collect", "record"):
                         record(loop, where.round - 1)
                     PHASES[where.phase](loop, where)

@@ -9,7 +9,9 @@ import difflib
 import importlib
 import os
 import sys
+import traceback
 from dataclasses import dataclass
+from pathlib import Path
 
 import gymnasium
 
@@ -74,3 +76,9 @@ def said(error: BaseException) -> str:
     """The error as half a line: its type, and the first line of its text."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
+
+
+def raised(error: BaseException) -> str:
+    """As `said`, and where in the code that is not ours it came from."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return f"{said(error)} ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else said(error)

@@ -101,7 +101,11 @@ class Session(Rows):
         try:
             header = json.loads((self.path / "config.json").read_text())
         except (OSError, ValueError, RecursionError) as error:
-            raise UserError(f"Session {self.name!r} has no readable config.json ({error}).") from None
+            file = self.path / "config.json"
+            raise UserError(
+                f"Session {self.name!r} has no readable config.json ({error}): put {file} back from a copy. The labels "
+                "are in session.db, untouched."
+            ) from None
         if not isinstance(header, dict):
             raise UserError(f"Session {self.name!r} has no settings in its config.json.")
         return header

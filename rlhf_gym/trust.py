@@ -20,6 +20,7 @@ from rlhf_gym.store import Session
 
 KEY = "session-key"
 NAMES = {"env_id": "environment", "env_kwargs": "settings of the environment", "score": "score function"}
+MAX_CONFIRMED = 100  # signatures
 MAX_SHOWN = 200  # characters of each, in one sentence
 
 
@@ -72,14 +73,21 @@ def require(session: Session, confirmed: bool) -> None:
             )
         if not ask(session.name, given):
             raise UserError(f"Session {session.name!r} was not confirmed: nothing of it was run.")
-    if entry := signed(config):
+    if (mine := signed(config).get("signature")) and mine not in (others := confirmed_by(session)):
         with contextlib.suppress(OSError):  # on a medium that cannot be written it is asked about again
-            session.write_config(config, **entry)
+            session.write_config(config, confirmed=[*others, mine])
+            print("Confirmed; it is not asked about again, until these settings change.", file=sys.stderr)
 
 
 def is_signed(session: Session, config: Config) -> bool:
-    found = session.header().get("signature")
-    return isinstance(found, str) and hmac.compare_digest(found.encode("utf-8", "replace"), sign(config).encode())
+    found, mine = [session.header().get("signature"), *confirmed_by(session)], sign(config).encode()
+    return any(isinstance(s, str) and hmac.compare_digest(s.encode("utf-8", "replace"), mine) for s in found)
+
+
+def confirmed_by(session: Session) -> list[Any]:
+    """The signatures of those who did not make the session and confirmed it."""
+    found = session.header().get("confirmed")
+    return found[:MAX_CONFIRMED] if isinstance(found, list) else []
 
 
 def ask(name: str, given: dict[str, Any]) -> bool:

@@ -78,7 +78,7 @@ class Watchdog(contextlib.AbstractContextManager["Watchdog"]):
                 signals = self._hears.recv(64)
                 if not signals:
                     return
-                if signal.SIGINT in signals and not interrupted:
+                if {signal.SIGINT, signal.SIGTERM} & set(signals) and not interrupted:
                     interrupted = time.monotonic()
             now, since = time.monotonic(), CALL.since
             if interrupted and since and now - interrupted > PATIENCE_AFTER_INTERRUPT and since < interrupted:

@@ -84,7 +84,7 @@ def test_the_ends_of_a_range_are_allowed_and_what_lies_beyond_is_not(name: str) 
         beyond: float = value + outward if whole else math.nextafter(end, outward * math.inf)
         said = refusal(**{name: beyond})
         assert said.startswith(f"{cfg.flag(name)} {beyond} is out of range")
-        assert f"{low:g} to {high:g}" in said
+        assert f"{cfg.exactly(low)} to {cfg.exactly(high)}" in said
 
 
 @pytest.mark.parametrize("name", NUMBERS)

@@ -201,7 +201,7 @@ def test_arrays_are_the_callers_to_keep():
     [
         (
             "step",
-            r"test/Strange-v0 failed in step\(.*0.*\): ZeroDivisionError: the wind has turned\. Nothing of the session",
+            r"test/Strange-v0 failed in step\(.*0.*\): ZeroDivisionError: the wind has turned \(test_envs\.py, line \d+\)\. Nothing of the session",
         ),
         ("nan", r"test/Strange-v0 gave an observation with NaN in it: \[.* nan\]\. Nothing of the session is lost"),
     ],
@@ -219,7 +219,10 @@ def test_an_environment_that_fails_is_told_in_a_sentence(fail: str, says: str) -
 def test_a_later_reset_that_fails_is_told_too() -> None:
     vec = envs.Envs(strange(fail="later reset", end=2), 1, (0,))
     vec.reset()
-    with pytest.raises(UserError, match=r"failed in reset\(seed=\d+\): RuntimeError: once is enough\. Nothing of"):
+    with pytest.raises(
+        UserError,
+        match=r"failed in reset\(seed=\d+\): RuntimeError: once is enough \(test_envs\.py, line \d+\)\. Nothing of",
+    ):
         for _ in range(2):
             vec.step(np.zeros(1, np.int64))
     vec.close()

@@ -97,7 +97,33 @@ def test_a_directory_that_cannot_be_written_is_told(whole: Path, mounted: Any, t
     assert (row["phase"], row["labels"]) == ("finished", 12)
     played = command("evaluate", "one", "--episodes", "1", "--json", *data, cwd=tmp_path)
     assert (played.status, json.loads(played.out)["episodes"]) == (0, 1)
-    refused(command("watch", "one", *data, cwd=tmp_path), "Cannot write the video .*Read-only")
+    watched = command("watch", "one", *data, cwd=tmp_path)  # beside whoever asks for it
+    assert Path(watched.out.strip()) == tmp_path / "one-watch-r001.mp4"
+    assert (tmp_path / "one-watch-r001.mp4").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("free", [8, 60])  # KiB: not even the database can be opened; it can
+def test_a_video_on_a_full_disk_is_told(whole: Path, mounted: Any, tmp_path: Path, free: int) -> None:
+    disk = mounted("-o", "size=4m")
+    shutil.copytree(whole / "data", disk / "data")
+    room = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
+    (disk / "filler").write_bytes(b"x" * (room - free * 1024))
+    told = refused(command("watch", "one", "--data-dir", disk / "data", cwd=tmp_path), "disk .*is full")
+    assert "make room" in told
+
+
+def test_a_finished_session_whose_newest_agent_is_damaged_mends_it(whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole / "data", tmp_path / "data")
+    newest = tmp_path / "data" / "one" / "checkpoints" / "r001.pt"
+    data = bytearray(newest.read_bytes())
+    data[len(data) // 2] ^= 1
+    newest.write_bytes(data)
+    refused(command("evaluate", "one", cwd=tmp_path), "checksum is wrong.*rlhf-gym resume one trains again")
+    result = command("resume", "one", cwd=tmp_path)
+    assert result.status == 0, result.err
+    assert "It is kept as r001.pt.damaged" in result.err
+    (newest.parent / "r001.pt.damaged").unlink()
+    same_session(whole, tmp_path)
 
 
 # ---------------------------------------------------------------------------------------------- the database

@@ -174,7 +174,7 @@ def test_a_true_return_that_is_nan_cannot_label(tmp_path: Path) -> None:
 KILLS = [
     # collect
     Kill("rlhf_gym.collect:save_segment", 5),  # some files of the batch are there
-    Kill("rlhf_gym.store:_insert", 9),  # half of the transaction
+    Kill("rlhf_gym.rows:_insert", 9),  # half of the transaction
     Kill("rlhf_gym.store:Session.add_batch", 2, before=True),  # round 1: all files, no rows
     Kill("rlhf_gym.store:Session.add_batch", 1),
     # label
@@ -256,7 +256,7 @@ def test_a_session_killed_again_and_again(whole: Path, tmp_path: Path) -> None:
     for kill, phase in (
         (Kill("rlhf_gym.loop:save_state", 2), "train_reward"),
         (Kill("rlhf_gym.train:update", 3), "train_agent"),
-        (Kill("rlhf_gym.store:_insert", 3), "collect"),
+        (Kill("rlhf_gym.rows:_insert", 3), "collect"),
         (Kill("rlhf_gym.evaluate:evaluate", 1), "label"),  # round 0 is recorded while round 1 could be labeled
         (Kill("rlhf_gym.train:update", 1), "train_agent"),
     ):

@@ -47,7 +47,7 @@ def test_training_tells_where_its_time_goes() -> None:
         shares = [metrics[f"time/{part}"] for part in episodes.PARTS]
         assert sum(shares) == pytest.approx(1.0)
         assert min(shares) > 0
-    assert told[-1]["time/reward"] > 0.3  # the first one loads parts of torch as well
+    assert told[-1]["time/reward"] > 0.1  # the first one loads parts of torch as well
 
 
 def test_line_and_page_show_where_the_time_goes(tmp_path: Path) -> None:
