@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
@@ -16,8 +17,7 @@ import torch
 from rlhf_gym.checkpoints import PHASE_SEED
 from rlhf_gym.config import Config, UserError
 from rlhf_gym.envs import EnvInfo, Envs, Twin
-from rlhf_gym.faults import is_full
-from rlhf_gym.files import replace
+from rlhf_gym.files import write_atomic
 from rlhf_gym.labelers import Score, ScoredClip
 from rlhf_gym.train import Agent, seed_from
 from rlhf_gym.verdicts import video_fps, video_stride
@@ -209,11 +209,9 @@ def record_video(
 
     stride, began = video_stride(info), time.monotonic()
     max_steps = max(1, int(max_seconds_shown * info.fps))
-    aside = path.with_name(f".{path.stem}.mp4")  # not shown until it is whole
+    movie = io.BytesIO()
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside.touch()  # PyAV would not say why it cannot
-        with iio.imopen(aside, "w", plugin="pyav") as file:
+        with iio.imopen(movie, "w", plugin="pyav", extension=".mp4") as file:
             file.init_video_stream("libx264", fps=video_fps(info), pixel_format="yuv420p")
             for episode in range(episodes):
                 seed = seed_from(config.seed, PHASE_SEED["record"], first_seed + episode) >> 1
@@ -226,15 +224,11 @@ def record_video(
                             report(episode * max_steps + t, episodes * max_steps)
                         if time.monotonic() - began > max_seconds:
                             break
-        replace(aside, path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, movie.getvalue(), durable=False)
     except (OSError, FFmpegError) as error:
         said = error.strerror if isinstance(error, OSError) and error.strerror else error
-        if is_full(path.parent):  # PyAV has a number for it that says nothing
-            said = "the disk is full: make room"
         raise UserError(f"Cannot write the video {path} ({said}).") from None
-    finally:
-        if aside.exists():
-            aside.unlink()
     return path
 
 
