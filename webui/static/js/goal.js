@@ -39,7 +39,8 @@ export class Goal {
       this.#pending = null;
       if (status >= 200 && status < 300) {
         this.#ask.hidden = !answer?.last_label; // without labels there is nothing to ask
-        if (this.#told !== told) this.#paint(this.#told); // ours, or one that came after it
+        if (this.#told === told) this.#told = answer?.goal ?? text; // else it told of one that came after ours
+        this.#paint(this.#told);
         return;
       }
       this.#paint(before);
