@@ -266,7 +266,9 @@ def row(name: str, values: Sequence[float], limit: float | None) -> str:
     ordered = sorted(values)
     p95, p99 = (ordered[math.ceil(q * len(ordered)) - 1] for q in (0.95, 0.99))
     shown = "" if limit is None else f"{'' if p99 <= limit else 'missed: '}{limit:g}"
-    figures = " | ".join(f"{v:.1f}" for v in (statistics.median(ordered), p95, p99, ordered[-1]))
+    figures = " | ".join(
+        f"{v:.1f}" if v >= 1 else f"{v:.3f}" for v in (statistics.median(ordered), p95, p99, ordered[-1])
+    )
     return f"| {name} | {len(ordered)} | {figures} | {shown} |"
 
 
