@@ -41,6 +41,8 @@ class Settings:
     """absorb: an ended episode shows its last frame, held, and has a learned value; hide: resets are ordinary steps."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where networks run; auto takes a GPU for pixels where there is one."""
+    fast: bool = True
+    """The same algorithm computed sooner; without it every number is that of the plain code, to the last digit."""
 
     rounds: int = 0
     """Stop after this many rounds; 0 means until you stop it."""

@@ -311,7 +311,7 @@ class GymEnv:
         """(N,) or (N, A) actions as N actions in the environment's own terms, clipped to its bounds."""
         space: Any = self._env.action_space
         if isinstance(space, spaces.Discrete):
-            return [a + int(space.start) for a in actions.tolist()]
+            return list(actions.astype(np.int64) + int(space.start))  # Discrete.contains is slow for Python's own ints
         return np.clip(actions.reshape(-1, *space.shape).astype(space.dtype), space.low, space.high)
 
     def reset(self, seed: int) -> np.ndarray:

@@ -37,8 +37,9 @@ class EpisodeTracker:
 
     def add(self, true: np.ndarray, predicted: np.ndarray, ended: np.ndarray) -> None:
         """true, predicted, ended: (T, N)."""
+        steps = np.stack([true, predicted, np.ones_like(true)], 1).astype(np.float64)
         for t in range(len(true)):
-            self.running += np.stack([true[t], predicted[t], np.ones(len(true[t]))])
+            self.running += steps[t]
             for i in np.flatnonzero(ended[t]):
                 self.finished.append(self.running[:, i].copy())
                 self.running[:, i] = 0

@@ -24,7 +24,8 @@ from rlhf_gym.checkpoints import PHASE_SEED, Snapshot
 from rlhf_gym.config import Config, Settings, UserError, resolve, validate, validate_each
 from rlhf_gym.evaluate import evaluate
 from rlhf_gym.labels import load_labels
-from rlhf_gym.train import Normalizer, Rollout, predicted, train_agent, train_reward
+from rlhf_gym.normalizer import Normalizer
+from rlhf_gym.train import Rollout, predicted, train_agent, train_reward
 
 
 @dataclass(frozen=True)
@@ -80,11 +81,12 @@ class TrueReward:
         self.spread, self.running = Normalizer(()), torch.zeros(config.num_envs)
 
     def __call__(self, roll: Rollout, true_rewards: np.ndarray) -> torch.Tensor:
-        rewards = torch.as_tensor(true_rewards)
-        for reward, ended in zip(rewards, (roll.terminated | roll.truncated).cpu(), strict=True):
-            self.running = self.running * self.gamma + reward
-            self.spread.update(self.running)
-            self.running = self.running * ~ended
+        rewards, ends = torch.as_tensor(true_rewards), (roll.terminated | roll.truncated).cpu()
+        returns = torch.empty_like(rewards)
+        for t, reward in enumerate(rewards):
+            torch.add(reward, self.running, alpha=self.gamma, out=returns[t])
+            self.running = torch.where(ends[t], 0.0, returns[t])
+        self.spread.update(returns.flatten())
         return (rewards / (self.spread.var.float() + 1e-8).sqrt()).to(roll.values.device)
 
 

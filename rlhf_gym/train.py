@@ -12,6 +12,7 @@ comparisons as in Christiano et al. 2017, arXiv 1706.03741; absorbing states as 
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -24,10 +25,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rlhf_gym import fast
 from rlhf_gym.config import Config
 from rlhf_gym.envs import EnvInfo, Envs
 from rlhf_gym.episodes import EpisodeTracker, Stopwatch
+from rlhf_gym.fast import VectorLearner
 from rlhf_gym.labels import Labels
+from rlhf_gym.normalizer import Normalizer
 
 REFERENCE_STEPS = 25.0  # a clip's reward is its mean per step times this, so clips of any length compare alike
 REWARD_SPREAD = 10.0  # standard deviation of the predicted reward, times 1 / (1 - gamma); see RewardModel.fit_scale
@@ -40,32 +44,6 @@ def layer(module: Any, std: float = math.sqrt(2), bias: float = 0.0) -> Any:
     nn.init.orthogonal_(module.weight, std)
     nn.init.constant_(module.bias, bias)
     return module
-
-
-class Normalizer(nn.Module):
-    """Running mean and variance of observations; `update` moves it, nothing else does."""
-
-    mean: Tensor
-    var: Tensor
-    count: Tensor
-
-    def __init__(self, shape: tuple[int, ...]) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(shape, dtype=torch.float64))
-        self.register_buffer("var", torch.ones(shape, dtype=torch.float64))
-        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
-
-    def update(self, x: Tensor) -> None:
-        """Merges the moments of x (B, *shape) into the running ones (Chan et al. 1979)."""
-        x = x.double()
-        n, mean, var = x.shape[0], x.mean(0), x.var(0, unbiased=False)
-        total, delta = self.count + n, mean - self.mean
-        self.var = (self.var * self.count + var * n + delta**2 * self.count * n / total) / total
-        self.mean = self.mean + delta * n / total
-        self.count = total
-
-    def forward(self, x: Tensor) -> Tensor:
-        return ((x - self.mean.float()) / (self.var.float() + 1e-8).sqrt()).clamp(-10, 10)
 
 
 class Agent(nn.Module):
@@ -123,7 +101,8 @@ class Agent(nn.Module):
         """
         x = obs.float() / 255.0 if self.image else self.normalizer(obs) if self.normalizer else obs
         features = self.trunk(x)
-        return self.actor(features), self.critic(features.detach() if value_only else features).squeeze(-1)
+        value = self.critic(features.detach() if value_only else features)
+        return self.actor(features).to(x.dtype), value.to(x.dtype).squeeze(-1)
 
     def log_prob(self, policy: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
         """policy (B, A), actions (B,) or (B, A) -> log-probability (B,), entropy (B,)."""
@@ -142,6 +121,12 @@ class Agent(nn.Module):
             return (policy.log_softmax(-1) - noise.log()).argmax(-1)
         noise = torch.empty_like(policy).normal_(generator=generator)
         return policy + self.log_std.exp() * noise
+
+    def choose(self, obs: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """obs (B, *obs_shape) -> actions drawn (B,) or (B, A), their log-probabilities (B,), values (B,)."""
+        policy, value = self(obs)
+        actions = self.sample(policy, generator)
+        return actions, self.log_prob(policy, actions)[0], value
 
     def to_env(self, actions: Tensor) -> np.ndarray:
         """Actions as the environment takes them: (B,) int64, or (B, *action_shape) float32 within its bounds."""
@@ -223,7 +208,7 @@ class RewardModel(nn.Module):
             x = torch.baddbmm(bias, x, weight)
             if i < len(self.weights) - 1:
                 x = torch.tanh(x)  # bounded: a state never labeled gets no wild reward (docs/benchmarks.md)
-        return x.squeeze(-1)
+        return x.to(self.scale.dtype).squeeze(-1)
 
     @torch.no_grad()
     def reward(self, obs: Tensor, actions: Tensor, batch: int = 4096) -> Tensor:
@@ -383,7 +368,7 @@ class Rollout:
 
 def rollout(
     agent: Agent, vec: Envs, obs: np.ndarray, config: Config, generator: torch.Generator, device: torch.device,
-    watch: Stopwatch | None = None,
+    watch: Stopwatch | None = None, learner: VectorLearner | None = None,
 ) -> tuple[Rollout, np.ndarray, np.ndarray]:  # fmt: skip
     """Acts for num_steps steps. Returns the rollout, the next observation, and the true rewards (T, N)."""
     t_max, n, watch = config.num_steps, vec.num_envs, watch or Stopwatch()
@@ -392,9 +377,7 @@ def rollout(
     for t in range(t_max):
         x = torch.as_tensor(obs, device=device)
         with torch.no_grad():
-            policy, value = agent(x)
-            actions = agent.sample(policy, generator)
-            log_prob, _ = agent.log_prob(policy, actions)
+            actions, log_prob, value = (learner or agent).choose(x, generator)
         native = agent.to_env(actions)
         watch.lap("inference")
         step = vec.step(native)
@@ -467,7 +450,7 @@ def ppo_loss(
 
 def update(
     agent: Agent,
-    optimizer: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer | VectorLearner,
     roll: Rollout,
     advantages: Tensor,
     returns: Tensor,
@@ -476,8 +459,12 @@ def update(
     value_only: bool = False,
 ) -> dict[str, Tensor]:
     """Several epochs of minibatches over one rollout. Returns the last minibatch's statistics, still on the device."""
+    if isinstance(optimizer, VectorLearner):
+        return optimizer.update(roll, advantages, returns, generator, value_only)
     fields = {"obs": roll.obs, "actions": roll.actions, "log_probs": roll.log_probs, "values": roll.values}
     flat = {k: v.flatten(0, 1) for k, v in (fields | {"advantages": advantages, "returns": returns}).items()}
+    if config.fast and agent.image:
+        flat["obs"] = flat["obs"].contiguous(memory_format=torch.channels_last)
     rows, device = len(flat["returns"]), flat["returns"].device
     stats: dict[str, Tensor] = {}
     for _ in range(config.update_epochs):
@@ -536,7 +523,8 @@ def train_agent(
     Returns:
         steps done.
     """
-    optimizer = torch.optim.Adam(agent.parameters(), lr=config.learning_rate, eps=1e-5)
+    learner = fast.prepare(agent, config, device)
+    optimizer = learner or torch.optim.Adam(agent.parameters(), lr=config.learning_rate, eps=1e-5, fused=config.fast)
     generator = torch.Generator(device).manual_seed(seed_from(*seed_path))
     per_iteration = config.num_envs * config.num_steps
     iterations = max(1, math.ceil(steps / per_iteration))
@@ -551,20 +539,20 @@ def train_agent(
         else:  # the session went on on another kind of device
             generator.manual_seed(seed_from(*seed_path, begin))
     vec: Envs | None = None
-    try:
+    with fast.precision(agent, config, device), contextlib.ExitStack() as closing:
         for iteration in range(begin, iterations):
             clock, watch = time.perf_counter(), Stopwatch()
             if vec is None or iteration % every == 0:
-                if vec is not None:
-                    vec.close()
+                closing.close()
                 vec = Envs(config, config.num_envs, (*seed_path, iteration))
+                closing.callback(vec.close)
                 obs, tracker = vec.reset(), EpisodeTracker(config.num_envs)
                 if save is not None and (iteration > begin or state is None):
                     whole = {"agent": agent.state_dict(), "optimizer": optimizer.state_dict(), "iteration": iteration}
                     save({**whole, "generator": generator.get_state()})
             if config.anneal_lr:
                 optimizer.param_groups[0]["lr"] = config.learning_rate * (1 - iteration / iterations)
-            roll, obs, true_rewards = rollout(agent, vec, obs, config, generator, device, watch)
+            roll, obs, true_rewards = rollout(agent, vec, obs, config, generator, device, watch, learner)
             watch.lap("inference")
             roll.rewards = score(roll, true_rewards)
             watch.lap("reward")
@@ -585,9 +573,6 @@ def train_agent(
                 metrics["charts/SPS"] = per_iteration / (time.perf_counter() - clock)
                 if report((iteration + 1) * per_iteration, iterations * per_iteration, metrics):
                     return (iteration + 1) * per_iteration
-    finally:
-        if vec is not None:
-            vec.close()
     return iterations * per_iteration
 
 

@@ -269,6 +269,7 @@ ORDER = [
     {"envs"},
     {"segments"},
     {"labels", "labelers"},
+    {"fast", "normalizer"},
     {"train"},
     {"checkpoints", "monitor", "doctor", "verdicts"},
     {"collect", "evaluate"},
@@ -298,15 +299,18 @@ NEEDS_ONLY = {
     "labels": {"config", "segments", "store"},
     "labelers": {"config", "segments", "store"},
     "monitor": {"config", "control", "store"},
-    "train": {"config", "envs", "episodes", "labels"},
+    "fast": {"config"},
+    "train": {"config", "envs", "episodes", "fast", "labels", "normalizer"},
 }
 
 
 def imports_of(path: Path) -> set[str]:
-    """Our own modules that a file imports anywhere, save under `if __name__ == "__main__"`: rlhf_gym's by their
-    bare names, webui's as webui."""
+    """Our own modules that a file imports anywhere, save under `if __name__ == "__main__"` and for types alone:
+    rlhf_gym's by their bare names, webui's as webui."""
     tree = ast.parse(path.read_text())
-    tree.body = [n for n in tree.body if not (isinstance(n, ast.If) and "__main__" in ast.dump(n.test))]
+    ifs = [n for n in tree.body if isinstance(n, ast.If)]
+    left_out = [n for n in ifs if "__main__" in ast.dump(n.test) or "TYPE_CHECKING" in ast.dump(n.test)]
+    tree.body = [n for n in tree.body if n not in left_out]
     names: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
