@@ -5,6 +5,7 @@ Nothing here imports torch; ale-py is loaded when a game is made.
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from typing import Any
@@ -77,6 +78,11 @@ def atari_settings(config: Config, num_envs: int) -> dict[str, Any]:
     )
 
 
+# Vector environments that are not in use, by their settings: eight games take a second and a half to make. A reset with
+# a seed begins anew all the same (tests/test_envs.py).
+SPARE: dict[str, Any] = {}
+
+
 class AtariVector:
     """N Atari games in ale_py's threads."""
 
@@ -86,8 +92,9 @@ class AtariVector:
         from ale_py.vector_env import AtariVectorEnv
 
         ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)  # else it prints a banner
+        self._key = json.dumps(settings, default=str, sort_keys=True)
         try:
-            self.vector: Any = AtariVectorEnv(**settings)
+            self.vector: Any = SPARE.pop(self._key, None) or AtariVectorEnv(**settings)
         except Exception as error:
             given = f" with --env-kwargs {config.env_kwargs}" if config.env_kwargs else ""
             raise UserError(f"{config.env_id} could not be made{given}: {said(error)}") from error
@@ -119,7 +126,8 @@ class AtariVector:
         return self.vector.reset(seed=seeds[ended], options={"reset_mask": ended})[0]
 
     def close(self) -> None:
-        self.vector.close()
+        if SPARE.setdefault(self._key, self.vector) is not self.vector:
+            self.vector.close()
 
 
 class AtariOne:

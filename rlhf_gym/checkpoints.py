@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from rlhf_gym import config as cfg
+from rlhf_gym import fast
 from rlhf_gym.atari import score_regions
 from rlhf_gym.config import Config, UserError
 from rlhf_gym.envs import EnvInfo, Envs
@@ -53,6 +54,8 @@ def new_reward_model(info: EnvInfo, config: Config, device: torch.device, round:
     torch.manual_seed(seed_from(config.seed, round, PHASE_SEED["train_reward"]))
     model = RewardModel(info, config).to(device)
     model.regions = score_regions(config)
+    if config.fast and info.image:
+        fast.lay_out(model)
     return model
 
 

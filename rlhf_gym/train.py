@@ -46,6 +46,11 @@ def layer(module: Any, std: float = math.sqrt(2), bias: float = 0.0) -> Any:
     return module
 
 
+def pixels(obs: Tensor, quick: bool) -> Tensor:
+    """obs (B, S, H, W) uint8 -> float32 in [0, 1]."""
+    return fast.pixels(obs) if quick else obs.float() / 255.0
+
+
 class Agent(nn.Module):
     """Policy and value. Vectors: two tanh MLPs. Images: one convolutional trunk with two heads (Mnih et al. 2015).
 
@@ -59,7 +64,7 @@ class Agent(nn.Module):
         super().__init__()
         self.discrete = info.num_actions is not None
         outputs = info.num_actions or int(np.prod(info.action_shape))
-        self.image = info.image
+        self.image, self.fast = info.image, config.fast
         self.normalizer = Normalizer(info.obs_shape) if config.normalize_obs and not info.image else None
         if info.image:
             trunk: list[nn.Module] = [
@@ -99,10 +104,11 @@ class Agent(nn.Module):
         Args:
             value_only: let no gradient reach what the policy uses too.
         """
-        x = obs.float() / 255.0 if self.image else self.normalizer(obs) if self.normalizer else obs
-        features = self.trunk(x)
-        value = self.critic(features.detach() if value_only else features)
-        return self.actor(features).to(x.dtype), value.to(x.dtype).squeeze(-1)
+        x = pixels(obs, self.fast) if self.image else self.normalizer(obs) if self.normalizer else obs
+        with fast.precision(self, obs.device):
+            features = self.trunk(x)
+            policy, value = self.actor(features), self.critic(features.detach() if value_only else features)
+        return policy.to(x.dtype), value.to(x.dtype).squeeze(-1)
 
     def log_prob(self, policy: Tensor, actions: Tensor) -> tuple[Tensor, Tensor]:
         """policy (B, A), actions (B,) or (B, A) -> log-probability (B,), entropy (B,)."""
@@ -164,7 +170,7 @@ class RewardModel(nn.Module):
 
     def __init__(self, info: EnvInfo, config: Config) -> None:
         super().__init__()
-        self.members, self.image = config.ensemble_size, info.image
+        self.members, self.image, self.fast = config.ensemble_size, info.image, config.fast
         self.num_actions, self.sees_action = info.num_actions, config.reward_sees_action
         k, actions = self.members, info.num_actions or int(np.prod(info.action_shape))
         if info.image:
@@ -195,10 +201,12 @@ class RewardModel(nn.Module):
     def forward(self, obs: Tensor, actions: Tensor) -> Tensor:
         """obs (B, *obs_shape), actions (B,) or (B, A) in [-1, 1] -> raw rewards (K, B)."""
         if self.image:
-            x = obs.float() / 255.0
+            x = pixels(obs, self.fast)
             for top, bottom, left, right in self.regions:
                 x[..., top:bottom, left:right] = 0.0
-            x = self.convs(x).reshape(len(obs), self.members, -1).transpose(0, 1)
+            with fast.precision(self, obs.device):
+                x = self.convs(x)
+            x = x.float().reshape(len(obs), self.members, -1).transpose(0, 1)
         else:
             x = ((obs.flatten(1) - self.obs_mean) / self.obs_std).clamp(-10, 10).expand(self.members, -1, -1)
         if self.sees_action:
@@ -208,7 +216,7 @@ class RewardModel(nn.Module):
             x = torch.baddbmm(bias, x, weight)
             if i < len(self.weights) - 1:
                 x = torch.tanh(x)  # bounded: a state never labeled gets no wild reward (docs/benchmarks.md)
-        return x.to(self.scale.dtype).squeeze(-1)
+        return x.squeeze(-1)
 
     @torch.no_grad()
     def reward(self, obs: Tensor, actions: Tensor, batch: int = 4096) -> Tensor:
@@ -297,7 +305,7 @@ def train_reward(
     batch = min(config.reward_batch_pairs, count)
     steps = max(1, min(config.reward_steps, config.reward_epochs * math.ceil(count / batch)))
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=config.reward_learning_rate, weight_decay=config.reward_weight_decay
+        model.parameters(), lr=config.reward_learning_rate, weight_decay=config.reward_weight_decay, fused=config.fast
     )
     generator = torch.Generator().manual_seed(config.seed)
     order, begin = torch.empty(0, dtype=torch.int64), 0
@@ -539,7 +547,7 @@ def train_agent(
         else:  # the session went on on another kind of device
             generator.manual_seed(seed_from(*seed_path, begin))
     vec: Envs | None = None
-    with fast.precision(agent, config, device), contextlib.ExitStack() as closing:
+    with contextlib.ExitStack() as closing:
         for iteration in range(begin, iterations):
             clock, watch = time.perf_counter(), Stopwatch()
             if vec is None or iteration % every == 0:

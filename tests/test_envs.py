@@ -141,6 +141,29 @@ def test_episode_seeds_depend_on_nothing_but_their_place():
     assert not set(flat) & set(itertools.chain(*seeds((1, 3), 3, 60)))
 
 
+@pytest.mark.parametrize("game", ["ALE/Pong-v5", "ALE/Breakout-v5"])
+def test_atari_games_used_before_are_as_good_as_new(game):
+    """Making them takes a second and a half, so they are kept. Sticky actions are random, and so are the no-ops."""
+    config = Config(env_id=game, num_envs=2)
+
+    def play() -> list[np.ndarray]:
+        vec, rng = envs.Envs(config, 2, (7,)), np.random.default_rng(0)
+        seen = [vec.reset()]
+        for _ in range(150):
+            step = vec.step(rng.integers(0, vec.info.num_actions, 2))
+            seen += [step.obs, step.rewards, step.terminated]
+        vec.close()
+        return seen
+
+    atari.SPARE.clear()
+    new = play()
+    assert len(atari.SPARE) == 1
+    kept = list(atari.SPARE.values())
+    used = play()
+    assert list(atari.SPARE.values()) == kept  # it was these
+    assert all(np.array_equal(a, b) for a, b in zip(new, used, strict=True))
+
+
 def test_a_second_reset_begins_other_episodes():
     vec = envs.Envs(Config(env_id="CartPole-v1"), 2, (1,))
     first = vec.reset()
