@@ -4,6 +4,6 @@ import os
 
 __version__ = "0.1.0"
 
-# Torch's threads wait for each other with both hands on the wheel: by default for milliseconds, which they take from the
-# browser and from each other when anything else runs (docs/benchmarks.md). Read when torch is loaded; yours stands.
+# Torch's threads wait for each other at full speed, by default for milliseconds, which they take from the browser and
+# from each other when anything else runs (docs/benchmarks.md). Read when torch is loaded; what you have set stands.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")

@@ -6,7 +6,6 @@ environment does not repeat itself, candidates are filmed while they are played.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,99 +13,30 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 from rlhf_gym.checkpoints import PHASE_SEED, Snapshot
 from rlhf_gym.config import Config, UserError
 from rlhf_gym.envs import EnvInfo, Envs, Step, Twin
 from rlhf_gym.files import write_atomic
+from rlhf_gym.replay import Candidate, Report, play_again
 from rlhf_gym.segments import Segment, save_segment, stack
+from rlhf_gym.sheets import make_sheet, shown_stride
 from rlhf_gym.store import Pair, Session, finite
 from rlhf_gym.train import REFERENCE_STEPS, Agent, RewardModel, seed_from
 
-MAX_SHOWN_FPS = 30.0  # more frames cost rendering time and memory, and nobody judges better for them
-MAX_SIDE = 600  # pixels of a clip's longer side
-MAX_SHEET_PIXELS = 12_000_000  # of one sprite sheet: 48 MB once the browser has decoded it
 HOPELESS_CLIPS = 50  # without one clip after playing so many times its length, there will be none
 CANDIDATE_PAIRS = 10  # candidate pairs per pair chosen by disagreement, or because its clips look different
 DIFFERENT_FRACTION = 0.75  # where different clips are wanted; the rest stay uniform, to measure the reward model by
-
-Report = Callable[[int, int], None]
 
 
 class TooLong(UserError):
     """Episodes are cut off too early for clips of that length."""
 
 
-@dataclass
-class Candidate:
-    """A segment and how to play it again: reset with `seed`, then `prefix`, then the segment's own actions."""
-
-    segment: Segment
-    seed: int
-    prefix: list[np.ndarray]  # the episode's actions before the segment
-    resets: dict[int, int]  # with hidden episode ends: a new episode with this seed begins at this step
-    sheet: Sheet | None = None
-
-
-@dataclass(frozen=True)
-class Sheet:
-    """A sprite sheet: frame i stands at column i % columns, row i // columns. Held frames are drawn once."""
-
-    png: bytes
-    frame_width: int
-    frame_height: int
-    columns: int
-    frames: int
-
-
-# ---------------------------------------------------------------------------------------------- frames
-
-
 def clip_steps(config: Config, info: EnvInfo, longer: float = 1.0) -> int:
     """Steps of a clip: clip_seconds at the environment's own speed, at most its time limit."""
     steps = max(2, round(config.clip_seconds * longer * info.fps))
     return min(steps, info.max_episode_steps or steps)
-
-
-def shown_stride(fps: float) -> int:
-    """Every how many steps a frame is shown."""
-    return max(1, round(fps / MAX_SHOWN_FPS))
-
-
-def make_sheet(frames: Sequence[np.ndarray]) -> Sheet:
-    """Lays frames (H, W, 3) out on one PNG of 256 colours, scaled down to what a browser holds easily.
-
-    A sheet decodes faster than any video and is exact to the frame in every browser (docs/benchmarks.md).
-    """
-    height, width = frames[0].shape[:2]
-    scale = min(1.0, MAX_SIDE / max(height, width), (MAX_SHEET_PIXELS / len(frames) / (height * width)) ** 0.5)
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    columns = min(len(frames), max(1, round((len(frames) * size[1] / size[0]) ** 0.5)))
-    rows = -(-len(frames) // columns)
-    sheet = Image.new("RGB", (columns * size[0], rows * size[1]))
-    for i, frame in enumerate(frames):
-        image = Image.fromarray(np.ascontiguousarray(frame))
-        image = image if scale == 1.0 else image.resize(size, Image.Resampling.BOX, reducing_gap=2.0)
-        sheet.paste(image, (i % columns * size[0], i // columns * size[1]))
-    buffer = io.BytesIO()
-    reduced(sheet).save(buffer, "PNG", compress_level=4)
-    return Sheet(buffer.getvalue(), *size, columns, len(frames))
-
-
-def reduced(image: Image.Image) -> Image.Image:
-    """The image in 256 colours: exactly its own where they are no more than that (classic control, Atari)."""
-    colors = image.getcolors(256)
-    if colors is None:
-        return image.quantize(256, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
-    # quantize(palette=…) compares upper bits alone and mixes neighbours up; a table of 2^24 entries is exact, and fast
-    palette = np.array([color for _, color in colors], np.uint8)
-    index = np.zeros(1 << 24, np.uint8)
-    index[palette @ np.array([1, 1 << 8, 1 << 16])] = np.arange(len(palette))
-    packed = np.asarray(image.convert("RGBX")).view("<u4")[..., 0] & 0xFFFFFF
-    exact = Image.fromarray(index[packed])
-    exact.putpalette(palette.tobytes())
-    return exact
 
 
 # ---------------------------------------------------------------------------------------------- segments
@@ -372,48 +302,6 @@ def choose_repeats(session: Session, number: int, count: int, rng: np.random.Gen
 
 
 # ---------------------------------------------------------------------------------------------- clips
-
-
-def play_again(candidates: Sequence[Candidate], config: Config, stride: int, frames: bool, report: Report) -> bool:
-    """Plays candidates again to render them (and, on Atari, to read the console's RAM), filling them in.
-
-    Returns:
-        False if an environment did not repeat itself, so that what would be seen is not what was played.
-    """
-    twin = Twin(config, render=frames)
-    playing, played = -1, 0  # the episode the twin is in, and its steps so far: many clips may come from one
-    obs = np.empty(0)
-    try:
-        for n, c in enumerate(sorted(candidates, key=lambda c: (c.seed, len(c.prefix))), 1):
-            seen, rams = [], []
-            if c.seed != playing or len(c.prefix) < played:
-                obs, playing, played = twin.reset(c.seed), c.seed, 0
-            for action in c.prefix[played:]:
-                obs = twin.step(action)[0]
-            segment = c.segment
-            info: dict[str, Any] = {}
-            over = False
-            for t in range(len(segment.rewards)):
-                if t in c.resets:
-                    obs = twin.reset(c.resets[t])
-                if not np.array_equal(obs, segment.observations[t], equal_nan=obs.dtype.kind == "f"):
-                    return False
-                if frames and not over and (t % stride == 0 or segment.absorbing[t]):
-                    seen.append(twin.frame())
-                    over = bool(segment.absorbing[t])  # the terminal frame is the sheet's last: the page holds it
-                if not segment.absorbing[t]:
-                    obs, _, _, _, info = twin.step(segment.actions[t])
-                if "ram" in info:
-                    rams.append(info["ram"])
-            if rams:
-                segment.infos["ram"] = np.stack(rams)
-            c.sheet = make_sheet(seen) if frames else None
-            ended = c.resets or segment.absorbing.any()
-            playing, played = (-1, 0) if ended else (c.seed, len(c.prefix) + len(segment.rewards))
-            report(n, len(candidates))
-    finally:
-        twin.close()
-    return True
 
 
 def write_clip(session: Session, directory: Path, number: int, candidate: Candidate, info: EnvInfo) -> dict[str, Any]:

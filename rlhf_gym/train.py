@@ -69,13 +69,13 @@ class Agent(nn.Module):
         if info.image:
             trunk: list[nn.Module] = [
                 layer(nn.Conv2d(info.obs_shape[0], 32, 8, 4)),
-                nn.ReLU(),
+                nn.ReLU(inplace=True),
                 layer(nn.Conv2d(32, 64, 4, 2)),
             ]
-            trunk += [nn.ReLU(), layer(nn.Conv2d(64, 64, 3, 1)), nn.ReLU(), nn.Flatten()]
+            trunk += [nn.ReLU(inplace=True), layer(nn.Conv2d(64, 64, 3, 1)), nn.ReLU(inplace=True), nn.Flatten()]
             with torch.no_grad():
                 features = nn.Sequential(*trunk)(torch.zeros(1, *info.obs_shape)).shape[1]
-            self.trunk = nn.Sequential(*trunk, layer(nn.Linear(features, 512)), nn.ReLU())
+            self.trunk = nn.Sequential(*trunk, layer(nn.Linear(features, 512)), nn.ReLU(inplace=True))
             self.actor = layer(nn.Linear(512, outputs), std=0.01)
             self.critic = layer(nn.Linear(512, 1), std=1.0)
         else:
@@ -175,10 +175,10 @@ class RewardModel(nn.Module):
         k, actions = self.members, info.num_actions or int(np.prod(info.action_shape))
         if info.image:
             c = 16 * k
-            convs: list[nn.Module] = [nn.Conv2d(info.obs_shape[0], c, 7, 3), nn.LeakyReLU(0.01)]
-            convs += [nn.Conv2d(c, c, 5, 2, groups=k), nn.LeakyReLU(0.01)]
-            convs += [nn.Conv2d(c, c, 3, 1, 1, groups=k), nn.LeakyReLU(0.01)]
-            convs += [nn.Conv2d(c, c, 3, 1, 1, groups=k), nn.LeakyReLU(0.01)]
+            convs: list[nn.Module] = [nn.Conv2d(info.obs_shape[0], c, 7, 3), nn.LeakyReLU(0.01, inplace=True)]
+            convs += [nn.Conv2d(c, c, 5, 2, groups=k), nn.LeakyReLU(0.01, inplace=True)]
+            convs += [nn.Conv2d(c, c, 3, 1, 1, groups=k), nn.LeakyReLU(0.01, inplace=True)]
+            convs += [nn.Conv2d(c, c, 3, 1, 1, groups=k), nn.LeakyReLU(0.01, inplace=True)]
             self.convs = nn.Sequential(*convs)
             with torch.no_grad():
                 inputs = self.convs(torch.zeros(1, *info.obs_shape)).numel() // k

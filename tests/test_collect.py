@@ -15,16 +15,18 @@ from gymnasium import spaces
 from PIL import Image
 from rich.console import Console
 
-from rlhf_gym import catalog, checkpoints, collect, envs, store
+from rlhf_gym import catalog, checkpoints, collect, envs, replay, sheets, store
 from rlhf_gym.checkpoints import Snapshot
-from rlhf_gym.collect import MAX_SHEET_PIXELS, MAX_SIDE, Candidate, Cutter, choose_pairs, clip_steps, make_sheet
+from rlhf_gym.collect import Cutter, choose_pairs, clip_steps
 from rlhf_gym.config import Config, UserError, resolve
 from rlhf_gym.control import Control
 from rlhf_gym.envs import EnvInfo, Twin
 from rlhf_gym.labels import Labels
 from rlhf_gym.loop import Loop, collect_pairs
 from rlhf_gym.monitor import Monitor
+from rlhf_gym.replay import Candidate
 from rlhf_gym.segments import load_segment
+from rlhf_gym.sheets import MAX_SHEET_PIXELS, MAX_SIDE, make_sheet
 from rlhf_gym.train import pair_logits
 
 CPU = torch.device("cpu")
@@ -87,7 +89,7 @@ def pixels(png: bytes) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
 
 
-def frames_of(sheet: collect.Sheet) -> list[np.ndarray]:
+def frames_of(sheet: sheets.Sheet) -> list[np.ndarray]:
     image, (w, h) = pixels(sheet.png), (sheet.frame_width, sheet.frame_height)
     places = [(i // sheet.columns * h, i % sheet.columns * w) for i in range(sheet.frames)]
     return [image[y : y + h, x : x + w] for y, x in places]
@@ -110,7 +112,7 @@ def test_a_clip_lasts_as_many_seconds_as_it_should_and_no_longer_than_an_episode
 
 @pytest.mark.parametrize(("fps", "stride"), [(10, 1), (30, 1), (44, 1), (50, 2), (60, 2), (125, 4), (500, 17)])
 def test_nobody_is_shown_many_more_than_30_frames_a_second(fps, stride):
-    assert collect.shown_stride(fps) == stride
+    assert sheets.shown_stride(fps) == stride
     assert fps / stride <= 45
 
 
@@ -167,7 +169,7 @@ def test_a_clip_that_ends_early_begins_earlier():
     for c, n in zip(candidates, live, strict=True):
         assert c.segment.observations[:n, 0].tolist() == list(range(len(c.prefix), len(c.prefix) + n))
         assert len(c.prefix) + n == 12
-    assert collect.play_again(candidates, config, 1, True, lambda *_: None)  # seed and actions give the same again
+    assert replay.play_again(candidates, config, 1, True, lambda *_: None)  # seed and actions give the same again
 
 
 def test_hidden_ends_are_ordinary_steps():
@@ -291,10 +293,10 @@ def wanted(candidate: Candidate, stride: int) -> list[tuple[int, int]]:
 @pytest.mark.parametrize(("life", "fps"), [(4, 10), (8, 60), (99, 60), (13, 90)])
 def test_what_is_seen_is_what_was_played(film, ends, life, fps):
     snapshot, config, info = made(env_kwargs={"life": life, "fps": fps}, episode_ends=ends)
-    stride = collect.shown_stride(info.fps)
+    stride = sheets.shown_stride(info.fps)
     candidates = gathered(snapshot, 24, 10, film)
     if not film:
-        assert collect.play_again(candidates, config, stride, True, lambda *_: None)
+        assert replay.play_again(candidates, config, stride, True, lambda *_: None)
     for c in candidates:
         assert shown(c) == wanted(c, stride)
     if ends == "absorb" and life < 40:
@@ -304,7 +306,7 @@ def test_what_is_seen_is_what_was_played(film, ends, life, fps):
 def test_an_environment_that_does_not_repeat_itself_is_noticed_and_filmed(tmp_path):
     snapshot, config, info = made(env_kwargs={"life": 14, "forgetful": True}, pairs_per_round=6, clip_seconds=1.0)
     candidates = gathered(snapshot, 12, 10)
-    assert not collect.play_again(candidates, config, 1, True, lambda *_: None)
+    assert not replay.play_again(candidates, config, 1, True, lambda *_: None)
 
     session = catalog.create_session(tmp_path, "film-1", config)
     collect.collect(session, snapshot, config, info, 0, 0, lambda *_: None)
@@ -312,7 +314,7 @@ def test_an_environment_that_does_not_repeat_itself_is_noticed_and_filmed(tmp_pa
     assert len(clips) == 12
     for clip in clips.values():
         segment = load_segment(session.path / clip.path)
-        sheet = collect.Sheet(
+        sheet = sheets.Sheet(
             (session.path / clip.sheet).read_bytes(), clip.frame_width, clip.frame_height, clip.columns, clip.frames
         )
         candidate = Candidate(segment, 0, [], {}, sheet)
@@ -340,7 +342,7 @@ def test_the_memory_is_what_it_was_after_each_step():
     settings = dict(frameskip=8, image_size=42, env_kwargs={"max_num_frames_per_episode": 400}, noop_max=3)
     snapshot, config, _ = made("ALE/Pong-v5", **settings)
     candidates = gathered(snapshot, 6, 5)
-    assert collect.play_again(candidates, config, 1, False, lambda *_: None)
+    assert replay.play_again(candidates, config, 1, False, lambda *_: None)
     twin = Twin(config, render=False)
     for c in candidates[::2]:
         assert c.sheet is None
@@ -539,3 +541,25 @@ def test_a_further_batch_of_longer_clips(tmp_path):
     assert {Path(c.path).parent.name for c in session.clips().values()} == {"r000", "r000-1"}
     assert all(c.sheet is None for c in session.clips().values())
     session.close()
+
+
+@pytest.mark.parametrize("game", ["Pong", "Breakout", "Qbert"])
+def test_the_quick_player_draws_what_the_exact_one_draws(game):
+    """Terminations, no-ops, several clips of one episode, frames of steps that end early: all of it is in here."""
+    snapshot, config, _ = made(f"ALE/{game}-v5", clip_seconds=1.7, num_envs=4)
+    candidates = gathered(snapshot, 40 if game == "Breakout" else 8, 26)
+    pictures = []
+    for make in (replay.QuickPlayer, replay.Player):
+        assert replay.play(candidates, make(config, True), 1, True, lambda *_: None)
+        pictures.append([(c.sheet.png, c.segment.infos["ram"].tolist()) for c in candidates])
+    assert pictures[0] == pictures[1]
+    if game == "Breakout":
+        assert any(c.segment.absorbing.any() for c in candidates)
+
+
+def test_the_quick_player_notices_another_episode():
+    snapshot, config, _ = made("ALE/Pong-v5", clip_seconds=1.7, num_envs=4)
+    candidates = gathered(snapshot, 4, 26)
+    candidates[2].seed += 1
+    assert not replay.play(candidates, replay.QuickPlayer(config, False), 1, False, lambda *_: None)
+    assert not replay.play_again(candidates, config, 1, False, lambda *_: None)
