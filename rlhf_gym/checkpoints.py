@@ -19,9 +19,8 @@ from rlhf_gym.atari import score_regions
 from rlhf_gym.config import Config, UserError
 from rlhf_gym.envs import EnvInfo, Envs
 from rlhf_gym.files import seal, sealed, unseal, write_atomic
-from rlhf_gym.train import Agent, RewardModel, rollout, seed_from
-
-PHASE_SEED = {"start": 0, "train_reward": 1, "train_agent": 2, "collect": 3, "record": 4}
+from rlhf_gym.seeds import PHASE_SEED, seed_from
+from rlhf_gym.train import Agent, RewardModel, rollout
 
 
 def pick_device(config: Config, info: EnvInfo) -> torch.device:

@@ -14,15 +14,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from rlhf_gym.checkpoints import PHASE_SEED, Snapshot
+from rlhf_gym.checkpoints import Snapshot
 from rlhf_gym.config import Config, UserError
 from rlhf_gym.envs import EnvInfo, Envs, Step, Twin
 from rlhf_gym.files import write_atomic
 from rlhf_gym.replay import Candidate, Report, play_again
+from rlhf_gym.seeds import PHASE_SEED, seed_from
 from rlhf_gym.segments import Segment, save_segment, stack
 from rlhf_gym.sheets import make_sheet, shown_stride
 from rlhf_gym.store import Pair, Session, finite
-from rlhf_gym.train import REFERENCE_STEPS, Agent, RewardModel, seed_from
+from rlhf_gym.train import REFERENCE_STEPS, Agent, RewardModel
 
 HOPELESS_CLIPS = 50  # without one clip after playing so many times its length, there will be none
 CANDIDATE_PAIRS = 10  # candidate pairs per pair chosen by disagreement, or because its clips look different

@@ -14,12 +14,12 @@ import imageio.v3 as iio
 import numpy as np
 import torch
 
-from rlhf_gym.checkpoints import PHASE_SEED
 from rlhf_gym.config import Config, UserError
 from rlhf_gym.envs import EnvInfo, Envs, Twin
 from rlhf_gym.files import write_atomic
 from rlhf_gym.labelers import Score, ScoredClip
-from rlhf_gym.train import Agent, seed_from
+from rlhf_gym.seeds import PHASE_SEED, seed_from
+from rlhf_gym.train import Agent
 from rlhf_gym.verdicts import video_fps, video_stride
 
 STEP_CAP = 27_000  # of an episode; Atari's own limit of 108,000 frames

@@ -34,6 +34,7 @@ class Labels:
         target: (P,) what the label says of P(left is better).
         weight: (K, P) how often member k sees a pair; never means held out for k.
         live, ended: (C,) live and absorbing steps of each clip.
+        logits: (K, P) the log-odds that left is better, of the reward model trained on them last.
         obs, actions: the R live steps of all clips, one after the other; of stacked frames each is kept once
             (14 times less memory than float stacks) and `rows` stacks them again.
     """
@@ -49,6 +50,7 @@ class Labels:
         """segments: by clip id, all that the pairs name; from_env: an agent's, to bring actions into [-1, 1]."""
         self.pairs = list(pairs)
         self.damaged: list[str] = []
+        self.logits: Tensor | None = None
         obs: list[Tensor] = []
         first: list[Tensor] = []
         frames_so_far, self.stack = 0, 0

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from rlhf_gym import checkpoints, collect, evaluate, labelers, verdicts
-from rlhf_gym.checkpoints import PHASE_SEED, Damaged, Snapshot, load_state, save_state
+from rlhf_gym.checkpoints import Damaged, Snapshot, load_state, save_state
 from rlhf_gym.config import Config, UserError, flag
 from rlhf_gym.control import Control, Replanned
 from rlhf_gym.envs import EnvInfo
@@ -24,6 +24,7 @@ from rlhf_gym.files import replace as replace_file
 from rlhf_gym.labels import load_labels
 from rlhf_gym.live import Live
 from rlhf_gym.monitor import Monitor, clock
+from rlhf_gym.seeds import PHASE_SEED
 from rlhf_gym.segments import save_segment
 from rlhf_gym.store import START, Pair, Session, Where
 from rlhf_gym.train import RewardModel, predicted, train_agent, train_reward
@@ -254,7 +255,7 @@ def fit_reward(loop: Loop, where: Where) -> None:
             )  # fmt: skip
             batch = session.pairs(number, where.attempt)
             report(report.total, report.total, metrics | foresight(batch) | consistency(session))
-            session.put_opinions(verdicts.opinions(model, labels, number, loop.device))
+            session.put_opinions(verdicts.opinions(labels, number))
     if model is None:
         loop.monitor.say("No label says better or worse yet, so the agent stays as it is.")
     reward = model.state_dict() if model is not None else {}

@@ -20,11 +20,12 @@ import torch
 import tyro
 
 from rlhf_gym import arguments, checkpoints, cli, envs, trust
-from rlhf_gym.checkpoints import PHASE_SEED, Snapshot
+from rlhf_gym.checkpoints import Snapshot
 from rlhf_gym.config import Config, Settings, UserError, resolve, validate, validate_each
 from rlhf_gym.evaluate import evaluate
 from rlhf_gym.labels import load_labels
 from rlhf_gym.normalizer import Normalizer
+from rlhf_gym.seeds import PHASE_SEED
 from rlhf_gym.train import Rollout, predicted, train_agent, train_reward
 
 

@@ -32,6 +32,7 @@ from rlhf_gym.episodes import EpisodeTracker, Stopwatch
 from rlhf_gym.fast import VectorLearner
 from rlhf_gym.labels import Labels
 from rlhf_gym.normalizer import Normalizer
+from rlhf_gym.seeds import seed_from
 
 REFERENCE_STEPS = 25.0  # a clip's reward is its mean per step times this, so clips of any length compare alike
 REWARD_SPREAD = 10.0  # standard deviation of the predicted reward, times 1 / (1 - gamma); see RewardModel.fit_scale
@@ -250,19 +251,30 @@ class RewardModel(nn.Module):
 # ---------------------------------------------------------------------------------------------- the reward model
 
 
-def clip_rewards(model: RewardModel, labels: Labels, clips: Tensor, device: torch.device) -> Tensor:
-    """Raw rewards (K, C) of clips (C,): mean per step times REFERENCE_STEPS, absorbing steps counted."""
+def clip_rewards(
+    model: RewardModel, labels: Labels, clips: Tensor, device: torch.device, raw: Tensor | None = None
+) -> Tensor:
+    """Raw rewards (K, C) of clips (C,): mean per step times REFERENCE_STEPS, absorbing steps counted.
+
+    Args:
+        raw: (K, R) what the model gives each live step of `labels`, where that is known.
+    """
     rows, owner = labels.steps_of(clips)
-    obs, actions = labels.rows(rows)
-    raw = model(obs.to(device), actions.to(device))  # (K, B)
+    if raw is None:
+        obs, actions = labels.rows(rows)
+        raw = model(obs.to(device), actions.to(device))  # (K, B)
+    else:
+        raw = raw[:, rows.to(device)]
     sums = torch.zeros(model.members, len(clips), device=device).index_add(1, owner.to(device), raw)
     live, ended = labels.live[clips].to(device), labels.ended[clips].to(device)
     return (sums + model.absorbing[:, None] * ended) / (live + ended) * REFERENCE_STEPS
 
 
-def pair_logits(model: RewardModel, labels: Labels, pairs: Tensor, device: torch.device) -> Tensor:
-    """Log-odds (K, P) that left is better, for pairs (P,) given by position."""
-    sums = clip_rewards(model, labels, torch.cat([labels.left[pairs], labels.right[pairs]]), device)
+def pair_logits(
+    model: RewardModel, labels: Labels, pairs: Tensor, device: torch.device, raw: Tensor | None = None
+) -> Tensor:
+    """Log-odds (K, P) that left is better, for pairs (P,) given by position; raw: as above."""
+    sums = clip_rewards(model, labels, torch.cat([labels.left[pairs], labels.right[pairs]]), device, raw)
     return sums[:, : len(pairs)] - sums[:, len(pairs) :]
 
 
@@ -336,11 +348,10 @@ def train_reward(
     model.eval()
     with torch.no_grad():
         rows = torch.arange(len(labels.actions)).split(256 if model.image else 8192)
-        raw = [model(obs.to(device), actions.to(device)) for obs, actions in map(labels.rows, rows)]
-        model.fit_scale(torch.cat(raw, 1), int(labels.ended.sum()), config.gamma)
+        raw = torch.cat([model(obs.to(device), actions.to(device)) for obs, actions in map(labels.rows, rows)], 1)
+        model.fit_scale(raw, int(labels.ended.sum()), config.gamma)
         model.scale *= (weight * (target != 0.5)).sum(1) > 0  # a member that saw no decided pair knows nothing
-        chunks = torch.arange(count).split(64)
-        logits = torch.cat([pair_logits(model, labels, chunk, device) for chunk in chunks], 1)
+        labels.logits = logits = pair_logits(model, labels, torch.arange(count), device, raw)
     return reward_metrics(logits, target, weight, config.assumed_mistake_rate)
 
 
@@ -484,11 +495,6 @@ def update(
             nn.utils.clip_grad_norm_(agent.parameters(), config.max_grad_norm)
             optimizer.step()
     return stats
-
-
-def seed_from(*path: int) -> int:
-    """One number from a path of numbers, so that every round and phase has randomness of its own."""
-    return int(np.random.SeedSequence([p + 1 for p in path]).generate_state(1)[0])
 
 
 def predicted(model: RewardModel) -> Callable[[Rollout, np.ndarray], Tensor]:

@@ -25,7 +25,7 @@ from rlhf_gym.files import write_atomic
 from rlhf_gym.labels import Labels
 from rlhf_gym.segments import Segment, load_segment
 from rlhf_gym.store import Opinion, Session, finite
-from rlhf_gym.train import Agent, RewardModel, pair_logits
+from rlhf_gym.train import Agent, RewardModel
 
 VIDEO_FPS = 30  # at most
 
@@ -39,12 +39,10 @@ def video_fps(info: EnvInfo) -> int:
     return round(info.fps / video_stride(info))
 
 
-def opinions(model: RewardModel, labels: Labels, round: int, device: torch.device) -> list[Opinion]:
-    """What the members that did not learn from a pair say of it; where all did, what all say."""
-    with torch.no_grad():
-        chunks = torch.arange(len(labels.pairs)).split(64)
-        logits = torch.cat([pair_logits(model, labels, chunk, device) for chunk in chunks], 1)
-    p = torch.sigmoid(logits).cpu()  # (K, P)
+def opinions(labels: Labels, round: int) -> list[Opinion]:
+    """What the members that did not learn from a pair say of it; where all did, what all say. After train_reward."""
+    assert labels.logits is not None
+    p = torch.sigmoid(labels.logits).cpu()  # (K, P)
     unseen = labels.weight == 0
     asked = torch.where(unseen.any(0), unseen, torch.ones_like(unseen)).float()
     mean = (p * asked).sum(0) / asked.sum(0)

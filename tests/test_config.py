@@ -262,7 +262,7 @@ def test_every_setting_has_a_docstring_and_every_number_a_range() -> None:
 
 # docs/architecture.md: imports run one way. Modules that lie on one line do not know each other, but for `below`.
 ORDER = [
-    {"config", "dot", "episodes", "files", "tables", "watchdog", "wishes"},
+    {"config", "dot", "episodes", "files", "seeds", "tables", "watchdog", "wishes"},
     {"arguments", "faults", "home", "migrate", "rows", "spec", "within"},
     {"store"},
     {"atari", "catalog", "control", "provenance", "steer", "trust"},
@@ -287,6 +287,7 @@ NEEDS_ONLY = {
     "within": {"config"},
     "migrate": {"config", "files", "tables"},
     "watchdog": set(),
+    "seeds": set(),
     "rows": {"config", "tables", "wishes"},
     "store": {"config", "files", "rows", "tables", "wishes", "within"},
     "trust": {"config", "home", "store"},
@@ -303,7 +304,7 @@ NEEDS_ONLY = {
     "labelers": {"config", "segments", "store"},
     "monitor": {"config", "control", "store"},
     "fast": {"config"},
-    "train": {"config", "envs", "episodes", "fast", "labels", "normalizer"},
+    "train": {"config", "envs", "episodes", "fast", "labels", "normalizer", "seeds"},
 }
 
 
