@@ -18,6 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import tyro
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.remove(str(Path(__file__).resolve().parent))  # Python has a module `profile`, too
 from rich.console import Console
 
 from rlhf_gym import arguments, catalog, cli, envs, loop

@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.remove(str(Path(__file__).resolve().parent))  # Python has a module `profile`, too
 
 from rich.console import Console
 
