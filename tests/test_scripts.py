@@ -1,6 +1,7 @@
-"""scripts/run.py, scripts/test.py, the pins, and `rlhf-gym doctor`. Nothing here touches the network."""
+"""scripts/run.py, scripts/test.py, benchmarks, the pins, and `rlhf-gym doctor`. Nothing here touches the network."""
 
 import importlib.util
+import inspect
 import json
 import os
 import re
@@ -17,9 +18,13 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 from packaging.requirements import Requirement
 
 from rlhf_gym import doctor
+from rlhf_gym.config import resolve
+from rlhf_gym.envs import EnvInfo
+from rlhf_gym.train import RewardModel
 
 ROOT = Path(__file__).resolve().parent.parent
 COPIED = ("scripts/run.py", "pyproject.toml", "requirements.txt", "requirements-dev.txt")
@@ -30,6 +35,7 @@ def load(path: Path) -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where its dataclasses look for their types
     spec.loader.exec_module(module)
     return module
 
@@ -254,6 +260,191 @@ def test_the_benchmark_of_a_large_session_measures(tmp_path, capsys):
     assert len(rows) == 17
     assert all(float(median) > 0 for _, _, median, *_ in rows)
     assert list(tmp_path.iterdir()) == []  # nothing stays
+
+
+# scripts/bench/speed.py
+
+BENCH = ROOT / "scripts" / "bench"
+FAKE_CLEANRL = """
+import sys
+import gymnasium as gym
+import numpy as np
+
+class Endless(gym.Env):
+    observation_space, action_space = gym.spaces.Box(-1, 1, (2,), np.float32), gym.spaces.Discrete(2)
+    def reset(self, *, seed=None, options=None):
+        self.t = 0
+        return np.zeros(2, np.float32), {}
+    def step(self, action):
+        self.t += 1
+        return np.full(2, self.t / 10, np.float32), 1.0, self.t == 5, False, {}
+
+def make_env(i):
+    env = gym.wrappers.RecordEpisodeStatistics(Endless())
+    return gym.wrappers.TransformObservation(env, lambda obs: obs * 2)  # no observation space: as in gymnasium 0.29
+
+if __name__ == "__main__":
+    assert sys.argv[1:] == ["--seed", "3", "--no-cuda"], sys.argv
+    envs = gym.vector.SyncVectorEnv([lambda i=i: make_env(i) for i in range(4)])
+    envs.reset(seed=3)
+    for step in range(1, 201):
+        obs, rewards, terminated, truncated, infos = envs.step(np.zeros(4, int))
+        assert terminated.all() == (step % 5 == 0)
+        assert ("final_info" in infos) == terminated.any()
+        for info in infos.get("final_info", []):
+            assert info["episode"]["r"] == info["episode"]["l"] == 5
+        assert (obs == (0 if terminated.any() else step % 5 / 5)).all()  # reset at once
+    envs.close()
+"""
+
+
+@pytest.fixture
+def speed():
+    return load(BENCH / "speed.py")
+
+
+@pytest.fixture
+def cleanrl(tmp_path):
+    """A checkout whose one program takes 200 steps in four environments, with episodes that return 5."""
+    (tmp_path / "cleanrl").mkdir()
+    (tmp_path / "cleanrl" / "ppo.py").write_text(FAKE_CLEANRL)
+    return tmp_path
+
+
+def test_the_benchmark_of_speed_measures(speed, capsys):
+    assert speed.main(["--quick", "--only", "stepping", "cli"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].startswith("load ")
+    lines = [line.strip("| ").split(" | ") for line in printed[4:]]
+    assert [(what, who) for what, who, *_ in lines] == [
+        ("Pong, 8 environments: steps/s", "rlhf-gym"), ("Pong, 16 environments: steps/s", "rlhf-gym"),
+        ("`rlhf-gym --help`: seconds", "rlhf-gym"), ("`rlhf-gym list`: seconds", "rlhf-gym"),
+    ]  # fmt: skip
+    assert all(float(median.replace(",", "")) > 0 for _, _, _, median, *_ in lines)
+
+
+@pytest.mark.parametrize(
+    ("side", "settings"),
+    [
+        ("atari", {"iterations": 2, "num_steps": 2, "device": "cpu"}),
+        ("reward", {"pairs": 2, "device": "cpu"}),
+        ("collect", {"env_id": "CartPole-v1", "pairs": 2, "pool_factor": 2.0}),
+    ],
+)
+def test_our_sides_measure(side, settings):
+    ours = load(BENCH / "sides" / "ours.py")
+    assert all(value > 0 for value in ours.SIDES[side](seed=1, **settings).values())
+
+
+def test_every_side_is_there(speed):
+    ours, peers = load(BENCH / "sides" / "ours.py"), load(BENCH / "sides" / "peers.py")
+    races = [race for made in speed.BENCHMARKS.values() for race in made(speed.parse([]))]
+    assert all(race.sides[0].who == speed.OURS for race in races)
+    for side in (side for race in races for side in race.sides):
+        function = (ours if side.who == speed.OURS else peers).SIDES[side.function]
+        known = {**side.settings, "seed": 1} | ({"cleanrl": ""} if side.who == speed.CLEANRL else {})
+        inspect.signature(function).bind(**known)  # raises TypeError where it takes others
+
+
+def test_sides_run_in_turn_and_ratios_are_of_neighbours(speed, capsys):
+    seconds = {"rlhf-gym": [1.0, 2.0, 4.0], "CleanRL": [3.0, 10.0, 8.0]}
+    order = []
+
+    def run(side, seed):
+        order.append((side.who, seed))
+        return {"seconds": seconds[side.who][seed - 1], "steps/s": 100.0 * seed, "true return": -5.0}
+
+    sides = [speed.Side(who, "", {}) for who in seconds]
+    race = speed.Race("it", ("seconds", "steps/s", "true return"), sides)
+    results = speed.run_race(race, 3, run)
+    assert order == [(who, seed) for seed in (1, 2, 3) for who in seconds]
+    assert speed.rows(race, results) == [
+        "| it: seconds | rlhf-gym | 3 | 2.00 | 1.00 to 4.00 |  |",
+        "| it: seconds | CleanRL | 3 | 8.00 | 3.00 to 10.0 | 3.00 (2.00 to 5.00) |",
+        "| it: steps/s | rlhf-gym | 3 | 200 | 100 to 300 |  |",
+        "| it: steps/s | CleanRL | 3 | 200 | 100 to 300 | 1.00 (1.00 to 1.00) |",
+        "| it: true return | rlhf-gym | 3 | -5.00 | -5.00 to -5.00 |  |",
+        "| it: true return | CleanRL | 3 | -5.00 | -5.00 to -5.00 |  |",
+    ]
+
+
+def test_more_steps_a_second_are_faster(speed):
+    ours, peer = {1: {"steps/s": 600.0}, 2: {"steps/s": 500.0}}, {2: {"steps/s": 250.0}}
+    assert speed.ratios("steps/s", ours, peer) == [2.0]  # of the run that both have
+
+
+def test_a_peer_that_fails_is_told_and_left_out(speed, capsys):
+    def run(side, seed):
+        if side.who == speed.CLEANRL and seed == 2:
+            raise speed.Failed("RuntimeError: no more")
+        return {"seconds": float(seed)}
+
+    race = speed.Race("it", ("seconds",), [speed.Side(who, "", {}) for who in (speed.OURS, speed.CLEANRL)])
+    results = speed.run_race(race, 3, run)
+    assert {who: list(runs) for who, runs in results.items()} == {"rlhf-gym": [1, 2, 3], "CleanRL": [1]}
+    assert "CleanRL is left out of it: it failed (RuntimeError: no more)." in capsys.readouterr().err
+    assert len(speed.rows(race, results)) == 2
+
+
+@pytest.mark.parametrize(
+    ("who", "lacks", "said"),
+    [
+        ("CleanRL", "checkout", "CleanRL is left out: give --cleanrl a checkout of vwxyzjn/cleanrl."),
+        ("CleanRL", "file", "CleanRL is left out: there is no .*ppo_atari.py; give --cleanrl a checkout of vwxyzjn/cleanrl."),
+        ("CleanRL", "tyro", "CleanRL is left out: py has no tyro; give --peers-python an interpreter that has."),
+        ("Stable-Baselines3", "stable_baselines3", "Stable-Baselines3 is left out: py has no stable_baselines3; give .*"),
+        ("rlhf-gym", "torch", ""),
+    ],
+)  # fmt: skip
+def test_a_missing_peer_is_one_sentence(speed, cleanrl, who, lacks, said):
+    modules = {"torch", "gymnasium", "stable_baselines3", "tyro", "tensorboard"} - {lacks}
+    peers = speed.Peers(None if lacks == "checkout" else cleanrl, "py", dict.fromkeys(modules, ""))
+    side = speed.Side(who, "", {}, file="ppo_atari.py" if lacks == "file" else "ppo.py")
+    assert re.fullmatch(said, speed.missing(side, peers))
+
+
+def test_an_interpreter_is_asked_what_it_has(speed, tmp_path):
+    assert speed.find_peers(None, None).versions["torch"] == version("torch")
+    with pytest.raises(SystemExit, match="give --peers-python one that does"):
+        speed.find_peers(None, tmp_path / "python")
+
+
+def test_a_cleanrl_program_sees_the_gymnasium_it_was_written_for(speed, cleanrl):
+    peers = speed.Peers(cleanrl, sys.executable, {})
+    endless = speed.Side("CleanRL", "cleanrl_cartpole", {"stop_at": 6.0})
+    run = speed.run_side(endless, 3, peers, 1, cleanrl)
+    assert run["note"] == "not reached, 5 at the end"
+    assert run["steps"] == 800
+    assert 0 < run["training, s"] < run["whole process, s"]
+    solved = speed.run_side(speed.Side("CleanRL", "cleanrl_cartpole", {"stop_at": 5.0}), 3, peers, 1, cleanrl)
+    assert "note" not in solved
+    assert solved["steps"] == 4 * 5 * 25  # the 100th episode
+    with pytest.raises(speed.Failed, match="AssertionError"):
+        speed.run_side(endless, 4, peers, 1, cleanrl)
+
+
+def test_the_peer_is_given_the_same_reward_model():
+    peers = load(BENCH / "sides" / "peers.py")
+    config = resolve({"env_id": "ALE/Pong-v5", "mask_score": False}, "atari")
+    ours = RewardModel(EnvInfo("atari", (4, 84, 84), True, 6, (), None, None, 15.0, None), config)
+    theirs = peers.RewardEnsemble(6)
+    theirs.load_state_dict({k: v for k, v in ours.state_dict().items() if k in theirs.state_dict()})
+    obs, actions = torch.randint(0, 256, (8, 4, 84, 84), dtype=torch.uint8), torch.arange(8) % 6
+    with torch.no_grad():
+        assert torch.allclose(ours(obs, actions).float(), theirs(obs, actions), atol=0.05)
+
+
+def test_what_plain_ppo_says_is_read():
+    ours = load(BENCH / "sides" / "ours.py")
+    printed = (
+        "train_agent 1,024/300,032 | reward 0.1 | 9,000 steps/s | 0.1 s\n"
+        "train_agent 40,960/300,032 | true 476.2 | reward 0.1 | 9,000 steps/s | 5.3 s\n"
+        "trained 40,960 steps in 5.3 s\ntrue return -499.5 ± 1.2 over 20 episodes\n"
+    )
+    said = {"steps": 40960, "training, s": 5.3, "true return": -499.5, "wanted": 300032, "lately": 476.2}
+    assert ours.read_training(printed) == said
+    with pytest.raises(SystemExit, match="no longer says"):
+        ours.read_training("trained")
 
 
 # the pins
