@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,6 +99,8 @@ def play(
 ) -> bool:
     """As play_again, by this player."""
     playing, played = -1, 0  # the episode the player is in, and its steps so far: many clips may come from one
+    drawing: Future[None] | None = None  # of the clip before, while this one is played: one at a time, for memory
+    pool = ThreadPoolExecutor(1)
     try:
         for n, c in enumerate(sorted(candidates, key=lambda c: (c.seed, len(c.prefix))), 1):
             seen, rams, segment = [], [], c.segment
@@ -121,10 +124,19 @@ def play(
                     rams.append(ram)
             if rams:
                 segment.infos["ram"] = np.stack(rams)
-            c.sheet = make_sheet(seen) if frames else None
+            if drawing is not None:
+                drawing.result()
+            drawing = pool.submit(draw, c, seen) if frames else None
             ended = c.resets or segment.absorbing.any()
             playing, played = (-1, 0) if ended else (c.seed, len(c.prefix) + len(segment.rewards))
             report(n, len(candidates))
+        if drawing is not None:
+            drawing.result()
     finally:
+        pool.shutdown()
         player.close()
     return True
+
+
+def draw(candidate: Candidate, frames: Sequence[np.ndarray]) -> None:
+    candidate.sheet = make_sheet(frames)

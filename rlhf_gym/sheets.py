@@ -5,12 +5,15 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 MAX_SHOWN_FPS = 30.0  # more frames cost rendering time and memory, and nobody judges better for them
 MAX_SIDE = 600  # pixels of a clip's longer side
+CLOSE = 12  # of 255: how far a channel may be off in the shades of an edge that find no place in the palette
+RUN_LENGTHS = 3  # zlib's Z_RLE: for flat colours smaller, and in half the time
 MAX_SHEET_PIXELS = 12_000_000  # of one sprite sheet: 48 MB once the browser has decoded it
 
 
@@ -40,26 +43,72 @@ def make_sheet(frames: Sequence[np.ndarray]) -> Sheet:
     size = max(1, round(width * scale)), max(1, round(height * scale))
     columns = min(len(frames), max(1, round((len(frames) * size[1] / size[0]) ** 0.5)))
     rows = -(-len(frames) // columns)
-    sheet = Image.new("RGB", (columns * size[0], rows * size[1]))
-    for i, frame in enumerate(frames):
-        image = Image.fromarray(np.ascontiguousarray(frame))
-        image = image if scale == 1.0 else image.resize(size, Image.Resampling.BOX, reducing_gap=2.0)
-        sheet.paste(image, (i % columns * size[0], i // columns * size[1]))
+    if scale < 1.0:
+        frames = [shrink(frame, size) for frame in frames]
+    places = [(i // columns * size[1], i % columns * size[0]) for i in range(len(frames))]
     buffer = io.BytesIO()
-    reduced(sheet).save(buffer, "PNG", compress_level=4)
+    exact = few_colors(frames, places, (rows * size[1], columns * size[0]))
+    if exact is not None:
+        exact.save(buffer, "PNG", compress_level=4, compress_type=RUN_LENGTHS)
+    else:
+        sheet = Image.new("RGB", (columns * size[0], rows * size[1]))
+        for frame, (top, left) in zip(frames, places, strict=True):
+            sheet.paste(Image.fromarray(np.ascontiguousarray(frame)), (left, top))
+        reduced = sheet.quantize(256, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+        reduced.save(buffer, "PNG", compress_level=4)
     return Sheet(buffer.getvalue(), *size, columns, len(frames))
 
 
-def reduced(image: Image.Image) -> Image.Image:
-    """The image in 256 colours: exactly its own where they are no more than that (classic control, Atari)."""
-    colors = image.getcolors(256)
-    if colors is None:
-        return image.quantize(256, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
-    # quantize(palette=…) compares upper bits alone and mixes neighbours up; a table of 2^24 entries is exact, and fast
-    palette = np.array([color for _, color in colors], np.uint8)
-    index = np.zeros(1 << 24, np.uint8)
-    index[palette @ np.array([1, 1 << 8, 1 << 16])] = np.arange(len(palette))
-    packed = np.asarray(image.convert("RGBX")).view("<u4")[..., 0] & 0xFFFFFF
-    exact = Image.fromarray(index[packed])
-    exact.putpalette(palette.tobytes())
-    return exact
+def shrink(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    image = Image.fromarray(np.ascontiguousarray(frame))
+    return np.asarray(image.resize(size, Image.Resampling.BOX, reducing_gap=2.0))
+
+
+def few_colors(
+    frames: Sequence[np.ndarray], places: Sequence[tuple[int, int]], shape: tuple[int, int]
+) -> Image.Image | None:
+    """A sheet in the frames' own colours, where they are about 256 or fewer (classic control, Atari), or None.
+
+    Pillow's quantize(palette=…) compares upper bits alone and mixes neighbours up; a table of all colours is exact, and
+    several times as fast.
+    """
+    palette = Palette()
+    sheet = np.zeros(shape, np.uint8)
+    height, width = frames[0].shape[:2]
+    channels, number = np.zeros((height, width, 4), np.uint8), np.empty((height, width), np.uint16)
+    for frame, (top, left) in zip(frames, places, strict=True):
+        for i in range(3):
+            channels[..., i] = frame[..., i]
+        packed = channels.view("<u4")[..., 0].astype(np.int64)
+        np.take(palette.numbers, packed, out=number, mode="clip")
+        if not number.all():  # colours that no frame before had
+            colors: Any = Image.fromarray(np.ascontiguousarray(frame)).getcolors(256)
+            if colors is None or not all(palette.add(color) for _, color in sorted(colors, reverse=True)):
+                return None
+            np.take(palette.numbers, packed, out=number, mode="clip")
+        np.subtract(number, 1, out=sheet[top : top + height, left : left + width], casting="unsafe")
+    image = Image.fromarray(sheet)
+    image.putpalette(bytes(channel for color in palette.colors for channel in color))
+    return image
+
+
+class Palette:
+    """Up to 256 colours; those beyond are shown as one of them, if it is close."""
+
+    def __init__(self) -> None:
+        self.colors: list[tuple[int, int, int]] = []
+        self.numbers = np.zeros(1 << 24, np.uint16)  # of each colour r + 256 g + 65536 b: its place, plus one
+
+    def add(self, color: tuple[int, int, int]) -> bool:
+        """Whether the colour has a place now."""
+        where = color[0] | color[1] << 8 | color[2] << 16
+        if not self.numbers[where]:
+            if len(self.colors) < 256:
+                self.colors.append(color)
+                self.numbers[where] = len(self.colors)
+            else:
+                off = np.abs(np.array(self.colors) - color).max(1)
+                if off.min() > CLOSE:
+                    return False
+                self.numbers[where] = off.argmin() + 1
+        return True

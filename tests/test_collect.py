@@ -247,6 +247,20 @@ def test_a_sheet_is_no_larger_than_a_browser_holds(size, count):
     assert max(width, height) < 16_384  # what browsers' canvases take at least
 
 
+@pytest.mark.parametrize(("more", "off"), [([(250, 4, 3)], 0), ([(101, 100, 104)], 12), ([(9, 200, 9)], None)])
+def test_shades_beyond_256_find_a_near_place_and_other_colours_do_not(more, off):
+    shades = [(100 + i // 32, 100 + i % 32, 100) for i in range(255)] + [(250, 4, 3)]
+    first = np.array(shades, np.uint8).reshape(16, 16, 3)
+    then = np.array(([(100, 100, 100)] * 255 + more), np.uint8).reshape(16, 16, 3)
+    palette = sheets.few_colors([first, then], [(0, 0), (0, 16)], (16, 32))
+    if off is None:
+        assert palette is None  # Pillow chooses 256 anew
+    else:
+        seen = np.asarray(palette.convert("RGB")).astype(int)
+        assert np.array_equal(seen[:, :16], first)
+        assert np.abs(seen[:, 16:] - then).max() <= off
+
+
 def test_many_colours_become_256_near_ones_and_red_stays_red():
     rng = np.random.default_rng(0)
     frame = np.zeros((60, 80, 3), np.uint8)
