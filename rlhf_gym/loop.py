@@ -7,7 +7,9 @@ What comes next is read off the disk each time (`Session.where`), so whatever st
 
 from __future__ import annotations
 
+import importlib
 import math
+import threading
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -222,7 +224,14 @@ def label(loop: Loop, where: Where) -> None:
         if loop.config.labeler == "synthetic":
             labelers.label_synthetically(loop.session, loop.config, where, report)
         else:
+            threading.Thread(target=get_ready, daemon=True).start()
             labelers.wait_for_human(loop.session, where, report)
+
+
+def get_ready() -> None:
+    """Loads, while the person labels, what training needs and what takes seconds."""
+    for name in ("torch._dynamo", "torch.utils.tensorboard"):
+        importlib.import_module(name)
 
 
 def fit_reward(loop: Loop, where: Where) -> None:

@@ -48,7 +48,8 @@ class Monitor:
         self.round, self.name, self.unit = 0, "", ""
         self.numbers: dict[str, float] = {}
         self.began = self.paged = self.measured = self.lined = 0.0
-        self.first: int | None = None
+        self.first: int | None = None  # done at the first report of the phase, which came at
+        self.first_at = 0.0
         self.done = self.total = 0
         self.parts: dict[str, float] = {}  # shares of the time, by what took it
         self.progress: Progress | None = None
@@ -63,7 +64,7 @@ class Monitor:
         """Shows a progress bar while the phase runs, and leaves one line behind when it is done."""
         self.round, self.name, self.unit, self.numbers = round, name, unit, {}
         self.began, self.paged, self.measured, self.lined = time.monotonic(), 0.0, 0.0, time.monotonic()
-        self.first, self.done, self.total, self.parts = None, 0, 0, {}
+        self.first, self.first_at, self.done, self.total, self.parts = None, 0.0, 0, 0, {}
         self.page()
         columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=24))
         with Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as bar:
@@ -78,7 +79,8 @@ class Monitor:
         Args:
             step: where metrics stand on the x axis; 0 stands for `done`.
         """
-        self.first = done if self.first is None else self.first
+        if self.first is None:
+            self.first, self.first_at = done, self.elapsed()
         self.done, self.total = done, total
         now = time.monotonic()
         if metrics:
@@ -128,9 +130,9 @@ class Monitor:
         return time.monotonic() - self.began
 
     def speed(self) -> float | None:
-        """Units per second since the phase began or went on."""
-        elapsed = self.elapsed()
-        return (self.done - self.first) / elapsed if self.first is not None and elapsed > 0.5 else None
+        """Units per second, of what was done since the first report."""
+        passed = self.elapsed() - self.first_at
+        return (self.done - self.first) / passed if self.first is not None and passed > 0.3 else None
 
     def eta(self) -> float | None:
         speed = self.speed()

@@ -66,3 +66,27 @@ def test_line_and_page_show_where_the_time_goes(tmp_path: Path) -> None:
         assert session.progress()["parts"] == {}
     monitor.close()
     session.close()
+
+
+def test_the_time_left_counts_neither_what_came_before_the_first_report_nor_pauses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = catalog.create_session(tmp_path, "one", Config(env_id="CartPole-v1"))
+    monitor = Monitor(session, Console(file=io.StringIO()))
+    now = 100.0
+    monkeypatch.setattr("rlhf_gym.monitor.time.monotonic", lambda: now)
+    with monitor.phase(0, "train_agent", "steps") as report:
+        now += 5  # environments are made, torch is warmed up: the first iteration is slow
+        report(1000, 10_000)
+        assert monitor.eta() is None
+        for done in (2000, 3000):
+            now += 2
+            report(done, 10_000)
+        assert monitor.speed() == pytest.approx(500)
+        assert monitor.eta() == pytest.approx(14)
+        now += 60
+        monitor.began += 60  # what `heed` does for a pause of a minute
+        assert monitor.eta() == pytest.approx(14)
+    monkeypatch.undo()
+    monitor.close()
+    session.close()
