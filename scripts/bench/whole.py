@@ -35,6 +35,7 @@ import itertools
 import json
 import os
 import shutil
+import signal
 import sqlite3
 import statistics
 import subprocess
@@ -59,6 +60,7 @@ from rlhf_gym.segments import load_clip  # noqa: E402
 SESSION = "whole-1"
 POLL_SECONDS = 0.02  # of the session's files
 LOOK_SECONDS = 0.05  # of the page: what is measured there is not rounded to it
+STOP_SECONDS = 8.0
 SETTLED = 0.2  # seconds: the page ignores a key that comes sooner
 KEYS = {"left": "ArrowLeft", "right": "ArrowRight", "equal": "ArrowUp", "skip": "ArrowDown"}
 PARTS = ("start", "record", "label", "train_reward", "train_agent", "collect", "screen")
@@ -140,11 +142,15 @@ class Program:
             time.sleep(0.002)
 
     def stop(self) -> None:
-        self.process.terminate()
-        try:
-            self.process.wait(20)
-        except subprocess.TimeoutExpired:
-            tell("rlhf-gym run did not stop within 20 s of SIGTERM and was killed.")
+        """Ends it as `kill` does, and says so where once is not enough."""
+        for _ in range(3):
+            self.process.terminate()
+            try:
+                self.process.wait(STOP_SECONDS)
+                break
+            except subprocess.TimeoutExpired:
+                tell(f"rlhf-gym run did not stop within {STOP_SECONDS:.0f} s of SIGTERM.")
+        else:
             self.process.kill()
             self.process.wait()
         self._reader.join(5)
@@ -308,7 +314,7 @@ def visit(browser: Browser, args: argparse.Namespace, seed: int) -> Iterator[Vis
     words = [args.env_id, "--seed", str(seed), *args.more]
     if args.agent_steps_per_round is not None:
         words += ["--agent-steps-per-round", str(args.agent_steps_per_round)]
-    with tempfile.TemporaryDirectory(prefix="rlhf-gym-bench-", ignore_cleanup_errors=True) as directory:
+    with tempfile.TemporaryDirectory(prefix="rlhf-gym-whole-", ignore_cleanup_errors=True) as directory:
         context = browser.new_context(viewport={"width": 1280, "height": 800})
         context.add_init_script(EYES)
         page = context.new_page()
@@ -474,6 +480,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not args.chromium:
         print("There is no Chromium on the PATH: install one, or name it with --chromium PATH.", file=sys.stderr)
         return 2
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # nothing that was started stays behind
     before = busy()
     with sync_playwright() as playwright:
         flags = ["--no-sandbox", "--headless", "--disable-gpu", "--disable-background-networking"]
