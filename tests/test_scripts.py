@@ -20,6 +20,7 @@ from types import ModuleType
 import pytest
 import torch
 from packaging.requirements import Requirement
+from processes import TINY
 
 from rlhf_gym import doctor
 from rlhf_gym.config import resolve
@@ -445,6 +446,56 @@ def test_what_plain_ppo_says_is_read():
     assert ours.read_training(printed) == said
     with pytest.raises(SystemExit, match="no longer says"):
         ours.read_training("trained")
+
+
+# scripts/bench/whole.py
+
+
+@pytest.fixture
+def whole_bench():
+    return load(ROOT / "scripts" / "bench" / "whole.py")
+
+
+def test_a_wait_is_split_by_the_phases_that_were_announced(whole_bench):
+    phases = [(1, "collect", 0), (5, "record", -1), (7, "label", 0), (31, "train_reward", 0), (33, "train_agent", 0),
+              (43, "collect", 1), (48, "record", 0)]  # fmt: skip
+    stored = [4.75, 47.5]
+    nothing = dict.fromkeys(whole_bench.PARTS, 0.0)
+    first = whole_bench.split(phases, stored, 0.0, 5.5)
+    assert first == nothing | {"start": 1.0, "collect": 3.75, "screen": 0.75}
+    later = whole_bench.split(phases, stored, 30.0, 48.25)
+    parts = {"label": 1.0, "train_reward": 2.0, "train_agent": 10.0, "collect": 4.5, "screen": 0.75}
+    assert later == nothing | parts
+    hasty = whole_bench.split(phases, stored, 6.0, 48.25)
+    assert hasty == nothing | parts | {"record": 1.0, "label": 24.0}
+    assert sum(hasty.values()) == 42.25
+
+
+def test_what_comes_after_two_dashes_is_for_the_command(whole_bench):
+    args = whole_bench.parse(["between", "--seeds", "1", "2", "--", "--pairs-per-round", "3"])
+    assert (args.seeds, args.more, args.rounds) == ([1, 2], ["--pairs-per-round", "3"], 3)
+    assert whole_bench.parse(["person"]).more == []
+
+
+def test_a_scripted_person_gets_to_an_agent(browser, request):
+    chromium = request.config.getoption("--chromium") or shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("no chromium on the PATH: name it with --chromium PATH")
+    command = [sys.executable, "scripts/bench/whole.py", "person", "--until", "1", "--pace", "0.2"]
+    tiny = [*TINY[TINY.index("--pairs-per-round") :], "--pairs-per-round", "3"]  # a person labels
+    result = subprocess.run(
+        [*command, "--chromium", chromium, "--", *tiny], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 0, result.stderr
+    header, _, row = (line.strip("| ").split(" | ") for line in result.stdout.splitlines()[2:5])
+    found = dict(zip(header, row, strict=True))
+    wall, *parts = (float(found[n]) for n in ("wall s", "person s", *header[5:-1]))
+    assert wall == pytest.approx(sum(parts), abs=0.6)  # each is rounded
+    assert found["labels"].startswith("3")
+    untrained, taught = map(float, found["true return by round"].split(", "))
+    assert untrained >= 1
+    assert taught >= 1
+    assert min(float(found[n]) for n in ("person s", "start", "label", "collect")) > 0
 
 
 # the pins
