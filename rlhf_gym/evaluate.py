@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import imageio.v3 as iio
 import numpy as np
 import torch
 
@@ -205,28 +204,33 @@ def record_video(
         played: gets the last episode's steps.
     """
     greedy = info.kind != "atari" if greedy is None else greedy
-    from av.error import FFmpegError  # heavy
+    import av  # heavy
 
     stride, began = video_stride(info), time.monotonic()
     max_steps = max(1, int(max_seconds_shown * info.fps))
     movie = io.BytesIO()
     try:
-        with iio.imopen(movie, "w", plugin="pyav", extension=".mp4") as file:
-            file.init_video_stream("libx264", fps=video_fps(info), pixel_format="yuv420p")
+        with av.open(movie, "w", format="mp4") as container:
+            stream = container.add_stream("libx264", rate=video_fps(info))
+            stream.pix_fmt = "yuv420p"
             for episode in range(episodes):
                 seed = seed_from(config.seed, PHASE_SEED["record"], first_seed + episode) >> 1
                 film = film_episode(agent, config, seed, greedy, max_steps, played)
                 with contextlib.closing(film):
                     for t, frame in enumerate(film):
                         if t % stride == 0:
-                            file.write_frame(even(enlarge(frame)))
+                            picture = np.ascontiguousarray(even(enlarge(frame)))
+                            if not stream.codec_context.is_open:
+                                stream.height, stream.width = picture.shape[:2]
+                            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
                         if report is not None:
                             report(episode * max_steps + t, episodes * max_steps)
                         if time.monotonic() - began > max_seconds:
                             break
+            container.mux(stream.encode())
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, movie.getvalue(), durable=False)
-    except (OSError, FFmpegError) as error:
+    except (OSError, av.error.FFmpegError) as error:
         said = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise UserError(f"Cannot write the video {path} ({said}).") from None
     return path

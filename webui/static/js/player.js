@@ -8,6 +8,7 @@ export class Player {
   #onFrame;
   #position = 0; // in frames; past the last one it counts the hold
   #before = null;
+  #ticking = false;
 
   frame = -1;
   frames = 1;
@@ -22,7 +23,6 @@ export class Player {
   constructor(canvases, onFrame) {
     this.#sides = canvases.map((canvas) => ({ canvas, context: canvas.getContext("2d"), clip: null, sheet: null }));
     this.#onFrame = onFrame;
-    requestAnimationFrame((now) => this.#tick(now));
   }
 
   /** Shows a pair from its first frame, drawn before this returns. */
@@ -41,6 +41,10 @@ export class Player {
     this.loops = this.restarts = this.pauses = 0;
     this.playing = true;
     this.#begin();
+    if (!this.#ticking) {
+      this.#ticking = true;
+      requestAnimationFrame((now) => this.#tick(now));
+    }
   }
 
   clear() {
@@ -84,10 +88,12 @@ export class Player {
   }
 
   #tick(now) {
+    this.#ticking = this.#sides[0].sheet !== null; // an empty page leaves the processor to the training
+    if (!this.#ticking) return;
     requestAnimationFrame((next) => this.#tick(next));
     const passed = this.#before === null ? 0 : Math.min((now - this.#before) / 1000, LARGEST_TICK);
     this.#before = now;
-    if (!this.playing || !this.#sides[0].sheet) return;
+    if (!this.playing) return;
     this.#position += passed * this.fps * this.speed;
     if (this.#position >= this.frames + HOLD_SECONDS * this.fps) {
       this.#position = 0;
