@@ -562,6 +562,33 @@ def press(page: Any, key: str) -> None:
     page.keyboard.press(key)
 
 
+def test_a_page_without_clips_asks_for_no_frames(page: Any, serve: Any, make_session: Any) -> None:
+    """The processor is for the training meanwhile."""
+    page.add_init_script(
+        "window.asked = 0; const ask = requestAnimationFrame;"
+        "window.requestAnimationFrame = (f) => { window.asked += 1; return ask(f); };"
+    )
+
+    def asked_in_a_moment() -> int:
+        before = page.evaluate("asked")
+        page.wait_for_timeout(400)
+        return int(page.evaluate("asked")) - before
+
+    loop, server = make_session(pairs=1, name="cartpole-1"), serve()
+    with loop.session.lock():
+        page.goto(server.page("cartpole-1"))
+        shown(page)
+        assert asked_in_a_moment() > 5
+        press(page, "ArrowLeft")
+        page.wait_for_selector("#watch-view")
+        page.wait_for_timeout(600)
+        assert asked_in_a_moment() <= 1
+        loop.record(0, 88.0)
+        loop.collect(1, 2)
+        shown(page)
+        assert asked_in_a_moment() > 5  # and again
+
+
 def test_a_batch_by_keyboard_and_on_to_training_and_the_next(page: Any, serve: Any, make_session: Any) -> None:
     loop, server = make_session(pairs=5, name="cartpole-1"), serve()
     with loop.session.lock():

@@ -13,6 +13,7 @@ const calm = matchMedia("(prefers-reduced-motion: reduce)");
 export class Together {
   #videos = new Set();
   #awake = false;
+  #ticking = false;
   #before = null;
   #held = 0;
   #settling = 0;
@@ -36,6 +37,7 @@ export class Together {
     this.#videos.add(video);
     video.muted = true;
     if (!this.playing) this.#place(video);
+    this.#run();
   }
 
   remove(video) {
@@ -64,8 +66,13 @@ export class Together {
   }
 
   wake() {
-    if (this.#awake) return;
     this.#awake = true;
+    this.#run();
+  }
+
+  #run() {
+    if (this.#ticking || !this.#awake || !this.#videos.size) return;
+    this.#ticking = true;
     this.#before = null;
     requestAnimationFrame((now) => this.#tick(now));
   }
@@ -87,7 +94,8 @@ export class Together {
   }
 
   #tick(now) {
-    if (!this.#awake) return;
+    this.#ticking = this.#awake && this.#videos.size > 0;
+    if (!this.#ticking) return;
     requestAnimationFrame((next) => this.#tick(next));
     const passed = this.#before === null ? 0 : Math.min((now - this.#before) / 1000, LARGEST_TICK);
     this.#before = now;
