@@ -10,8 +10,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from rlhf_gym import __version__, faults
 from rlhf_gym.arguments import (
@@ -34,20 +35,48 @@ if TYPE_CHECKING:
     from rlhf_gym.checkpoints import Snapshot
     from rlhf_gym.envs import EnvInfo
     from rlhf_gym.store import Session
+    from rlhf_gym.team import Team
     from webui.server import Server
 
 
 def main() -> None:
     """Entry point of `rlhf-gym`."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill` and a machine that shuts down: like Ctrl-C
-    status = run_command(sys.argv[1:])
+    leave(run_command(sys.argv[1:]))
+
+
+def leave(status: int) -> NoReturn:
+    """Ends at once: all is on disk, and taking torch down would cost the person another second and a half."""
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(status)  # all is on disk; taking torch down would cost the person another second and a half
+    os._exit(status)
 
 
 def run_command(args: list[str]) -> int:
-    """Parses and runs one command. Returns the exit status; a user's mistake is one line on stderr."""
+    """Runs one command. Returns the exit status; a user's mistake is one line on stderr."""
+    try:
+        return together(lambda team: obey(args, team))
+    except UserError as error:
+        return refuse(error)
+
+
+def together(work: Callable[[Team | None], int]) -> int:
+    """Calls `work`; of several processes that torchrun has started only the first one does, which the others follow."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return work(None)
+    from rlhf_gym.team import Team  # torch
+
+    with Team.of_torchrun() as team:
+        return work(team) if team.rank == 0 else team.work()
+
+
+def refuse(error: UserError) -> int:
+    print(f"rlhf-gym: {printable(error)}", file=sys.stderr)
+    return 1
+
+
+def obey(args: list[str], team: Team | None) -> int:
+    """Parses and runs one command."""
     if args in (["--version"], ["-V"]):
         print(f"rlhf-gym {__version__}")
         return 0
@@ -55,9 +84,9 @@ def run_command(args: list[str]) -> int:
     try:
         match command:
             case Run():
-                return run_session(command, args)
+                return run_session(command, args, team)
             case Resume():
-                return resume_session(command, args)
+                return resume_session(command, args, team)
             case List():
                 return list_sessions(command)
             case Serve():
@@ -71,8 +100,7 @@ def run_command(args: list[str]) -> int:
             case Doctor():
                 return doctor(command)
     except UserError as error:
-        print(f"rlhf-gym: {printable(error)}", file=sys.stderr)
-        return 1
+        return refuse(error)
     except KeyboardInterrupt:
         return 130
     except Exception as error:
@@ -88,22 +116,22 @@ def run_command(args: list[str]) -> int:
 # ---------------------------------------------------------------------------------------------- run and resume
 
 
-def run_session(command: Run, args: list[str]) -> int:
+def run_session(command: Run, args: list[str], team: Team | None) -> int:
     from rlhf_gym import catalog, envs, provenance, trust
 
     data_dir, given = command.where.data_dir, explicit(command.settings, args)
     if command.session is not None and (data_dir / catalog.check_name(command.session) / "config.json").exists():
-        return go_on(command.session, {"env_id": command.env_id, **given}, command)
+        return go_on(command.session, {"env_id": command.env_id, **given}, command, team)
     check_labeler(given, command.settings)
     info = envs.describe(validate_each(Config(**{"env_id": command.env_id, **given})))
     config = resolve({"env_id": command.env_id, **given}, info.kind)
-    check(config, info)
+    check(config, info, team)
     server = start_server(data_dir, command.access) if config.labeler == "human" else None
     name = command.session or catalog.new_name(data_dir, command.env_id)
     header = {"info": as_json(info), **provenance.now(config), **trust.signed(config)}
     session = catalog.create_session(data_dir, name, config, **header)
     say(f"Session {name} in {session.path}")
-    return run_loop(session, config, info, server, command.access)
+    return run_loop(session, config, info, server, command.access, team)
 
 
 def check_labeler(given: dict[str, Any], settings: Settings) -> None:
@@ -113,11 +141,11 @@ def check_labeler(given: dict[str, Any], settings: Settings) -> None:
         raise UserError(f"{flag(meant[0])} is for the synthetic labeler: add --labeler synthetic, or leave it out.")
 
 
-def resume_session(command: Resume, args: list[str]) -> int:
-    return go_on(command.session, explicit(command.settings, args), command)
+def resume_session(command: Resume, args: list[str], team: Team | None) -> int:
+    return go_on(command.session, explicit(command.settings, args), command, team)
 
 
-def go_on(name: str, given: dict[str, Any], command: Run | Resume) -> int:
+def go_on(name: str, given: dict[str, Any], command: Run | Resume, team: Team | None) -> int:
     """Opens a session and runs it on, with changed settings saved and told."""
     from rlhf_gym import envs, provenance, trust
 
@@ -126,7 +154,7 @@ def go_on(name: str, given: dict[str, Any], command: Run | Resume) -> int:
     trust.require(session, command.trust)
     config, changes = changed(session.config, given)
     info = envs.describe(config)
-    check(config, info)
+    check(config, info, team)
     check_change(session, config, info, changes)
     if session.running():
         with session.lock():  # says who runs it
@@ -150,7 +178,7 @@ def go_on(name: str, given: dict[str, Any], command: Run | Resume) -> int:
     else:
         labels = f", {where.labeled} of {where.pairs} pairs labeled" if where.phase == "label" else ""
         say(f"Session {name} goes on in round {where.round} with {where.phase}{labels}.")
-    return run_loop(session, config, info, server, access)
+    return run_loop(session, config, info, server, access, team)
 
 
 def as_json(info: EnvInfo) -> dict[str, Any]:
@@ -202,20 +230,24 @@ def open_session(data_dir: Path, name: str) -> Session:
     return session
 
 
-def check(config: Config, info: EnvInfo) -> None:
-    """What can be known to go wrong before a round's work: the score function, the device, rendering."""
+def check(config: Config, info: EnvInfo, team: Team | None) -> None:
+    """What can be known to go wrong before a round's work: the score function, devices, processes, rendering."""
     from rlhf_gym import envs, labelers
 
-    if config.device in ("cuda", "mps"):
+    if config.device in ("cuda", "mps") or team is not None:
         from rlhf_gym.checkpoints import pick_device  # torch
 
-        pick_device(config, info)
+        device = pick_device(config, info)
+        if team is not None:
+            team.check(config, device)
     labelers.load_score(config.score)
     if config.labeler == "human" or config.render:
         envs.require_render(config)
 
 
-def run_loop(session: Session, config: Config, info: EnvInfo, server: Server | None, access: Access) -> int:
+def run_loop(
+    session: Session, config: Config, info: EnvInfo, server: Server | None, access: Access, team: Team | None
+) -> int:
     """Shows the page (for a human) and runs the loop in this thread until it is done or interrupted."""
     from rich.console import Console
 
@@ -234,13 +266,13 @@ def run_loop(session: Session, config: Config, info: EnvInfo, server: Server | N
 
             monitor = Monitor(session, console)
             with Watchdog(monitor.warn):
-                loop.run(session, config, info, monitor, since)
+                loop.run(session, config, info, monitor, since, team)
         while server is not None:
             say("All rounds are done. The pages stay up until Ctrl-C, and more rounds can be asked for there.")
             wait_for_more(session)
             monitor = Monitor(session, console)
             with contextlib.suppress(Busy), Watchdog(monitor.warn):  # another process may have been faster
-                loop.run(session, session.config, info, monitor)
+                loop.run(session, session.config, info, monitor, team=team)
     except (KeyboardInterrupt, Stopped) as end:
         say(f"\nStopped; nothing is lost. Go on with: {program()} resume {session.name}{data_dir_flag(session)}")
         if server is None and isinstance(end, KeyboardInterrupt):

@@ -27,14 +27,15 @@ BETA1, BETA2, EPS = 0.9, 0.999, 1e-5  # of Adam, as in train.train_agent
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # names in malloc.h
 
 
-def prepare(agent: Agent, config: Config, device: torch.device) -> VectorLearner | None:
-    """Lays the agent's parameters out for training; for vectors gives what trains them."""
+def prepare(agent: Agent, config: Config, device: torch.device, alone: bool = True) -> VectorLearner | None:
+    """Lays the agent's parameters out for training; for vectors gives what trains them, in a process alone: gradients
+    written out are none that DDP could average."""
     if not config.fast:
         return None
     if agent.image:
         lay_out(agent)
         return None
-    return VectorLearner(agent, config) if device.type == "cpu" else None
+    return VectorLearner(agent, config) if alone and device.type == "cpu" else None
 
 
 def lay_out(model: Agent | RewardModel) -> None:
@@ -45,9 +46,9 @@ def lay_out(model: Agent | RewardModel) -> None:
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
 
 
-def pixels(obs: Tensor) -> Tensor:
-    """As train.pixels, channels last in memory; bytes are moved four times sooner than floats."""
-    return obs.contiguous(memory_format=torch.channels_last).float().div_(255.0)
+def pixels(obs: Tensor, quick: bool) -> Tensor:
+    """obs (B, S, H, W) uint8 -> float32 in [0, 1]; quick: channels last in memory, moved four times sooner as bytes."""
+    return obs.contiguous(memory_format=torch.channels_last).float().div_(255.0) if quick else obs.float() / 255.0
 
 
 def keep_memory() -> None:

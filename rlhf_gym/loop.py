@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import math
 import threading
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,7 @@ from rlhf_gym.monitor import Monitor, clock
 from rlhf_gym.seeds import PHASE_SEED
 from rlhf_gym.segments import save_segment
 from rlhf_gym.store import START, Pair, Session, Where
+from rlhf_gym.team import Team
 from rlhf_gym.train import RewardModel, predicted, train_agent, train_reward
 from rlhf_gym.wishes import LONGER, Plan
 
@@ -51,6 +52,7 @@ class Loop:
     monitor: Monitor
     control: Control
     live: Live | None  # where pictures are wanted
+    team: Team = field(default_factory=Team)  # those that train the agent
 
     def plan(self, number: int) -> Plan | None:
         return self.session.wishes().plan(number)
@@ -68,11 +70,15 @@ class Loop:
         return replace(chosen, reward=newest.reward, last_label_id=newest.last_label_id)
 
 
-def run(session: Session, config: Config, info: EnvInfo, monitor: Monitor, since: int | None = None) -> None:
+def run(
+    session: Session, config: Config, info: EnvInfo, monitor: Monitor, since: int | None = None,
+    team: Team | None = None,
+) -> None:  # fmt: skip
     """Runs a session until its rounds are done (config.rounds; 0 means until interrupted).
 
     Args:
         since: the newest event when the session began to run; None: this moment.
+        team: the processes that train the agent together, led by this one; None: this one alone.
 
     Raises:
         UserError: the session is running elsewhere, or something of the user's is in the way.
@@ -81,7 +87,8 @@ def run(session: Session, config: Config, info: EnvInfo, monitor: Monitor, since
     with session.lock():
         control = monitor.control = Control(session, since)
         live = Live(session, config, info) if config.labeler == "human" or config.render else None
-        loop = Loop(session, config, info, checkpoints.pick_device(config, info), monitor, control, live)
+        device = checkpoints.pick_device(config, info)
+        loop = Loop(session, config, info, device, monitor, control, live, team or Team())
         try:
             prepare(loop)
             while True:
@@ -123,7 +130,7 @@ def take_less(loop: Loop, where: Where) -> None:
     smaller = config
     if phase == "train_reward":
         smaller = replace(config, reward_batch_pairs=max(1, config.reward_batch_pairs // 2))
-    elif phase == "train_agent" and 8 * config.num_minibatches < config.num_envs * config.num_steps:
+    elif phase == "train_agent" and 8 * config.num_minibatches < loop.team.part(config).num_envs * config.num_steps:
         smaller = replace(config, num_minibatches=2 * config.num_minibatches)
     if smaller == config:
         raise UserError(
@@ -352,8 +359,8 @@ def train_parts(
 
     while True:
         part = (state["part"],) if state["part"] else ()
-        state["steps"] += train_agent(
-            before.agent, predicted(model), config, loop.device, steps=config.agent_steps_per_round,
+        state["steps"] += loop.team.run(
+            train_agent, before.agent, predicted(model), config, loop.device, steps=config.agent_steps_per_round,
             seed_path=(config.seed, number, PHASE_SEED["train_agent"], *part),
             warmup=0 if part else config.value_warmup_iterations,
             absorbing_reward=model.absorbing_reward(), state=state["training"] or None, save=save, report=reported,

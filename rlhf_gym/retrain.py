@@ -9,6 +9,7 @@ Plain PPO is how the engine is proved right; retraining shows what other setting
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 import time
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ from rlhf_gym.evaluate import evaluate
 from rlhf_gym.labels import load_labels
 from rlhf_gym.normalizer import Normalizer
 from rlhf_gym.seeds import PHASE_SEED
+from rlhf_gym.team import Team
 from rlhf_gym.train import Rollout, predicted, train_agent, train_reward
 
 
@@ -56,30 +58,41 @@ def main() -> None:
     """Entry point; a user's mistake is one line on stderr."""
     args = sys.argv[1:]
     command = arguments.parse(args, Train, "python -m rlhf_gym.train", "The engine alone.")
+    status = 0
     try:
         if command.steps < 0:
             raise UserError(f"--steps {command.steps} is out of range: give the number of steps to train the agent.")
-        if command.reward == "env":
-            plain_ppo(command, args)
-        else:
-            retrain(command, args)
+        status = cli.together(lambda team: train(command, args, team))
     except UserError as error:
         print(f"rlhf-gym: {error}", file=sys.stderr)
-        sys.exit(1)
+        status = 1
     except KeyboardInterrupt:
-        sys.exit(130)
+        status = 130
+    if "RANK" in os.environ:
+        cli.leave(status)  # what torch runs between processes does not always come down well
+    if status:
+        sys.exit(status)
+
+
+def train(command: Train, args: list[str], team: Team | None) -> int:
+    if command.reward == "env":
+        plain_ppo(command, args, team)
+    else:
+        retrain(command, args, team)
+    return 0
 
 
 class TrueReward:
     """Scores a rollout by the environment's own reward over the spread of the return, so that values are of order one.
 
     The spread is that of the running discounted return, as in CleanRL's continuous PPO (NormalizeReward). Unscaled,
-    the dot's values are near 90, and one of two seeds did not solve it in 100k steps (docs/benchmarks.md).
+    the dot's values are near 90, and one of two seeds did not solve it in 100k steps (docs/benchmarks.md). Of several
+    processes each takes the spread of its own episodes.
     """
 
     def __init__(self, config: Config) -> None:
         self.gamma = config.gamma
-        self.spread, self.running = Normalizer(()), torch.zeros(config.num_envs)
+        self.spread, self.running = Normalizer(()), torch.zeros(())
 
     def __call__(self, roll: Rollout, true_rewards: np.ndarray) -> torch.Tensor:
         rewards, ends = torch.as_tensor(true_rewards), (roll.terminated | roll.truncated).cpu()
@@ -108,27 +121,30 @@ class Progress:
         return good
 
 
-def plain_ppo(command: Train, args: list[str]) -> None:
+def plain_ppo(command: Train, args: list[str], team: Team | None = None) -> None:
     """PPO on the true reward: an ended episode is worth nothing more."""
+    team = team or Team()
     if not command.env_id:
         raise UserError("--reward env needs an environment: give --env-id, e.g. --env-id CartPole-v1.")
     given = {"env_id": command.env_id, **arguments.explicit(command.settings, args)}
     info = envs.describe(validate_each(Config(**given)))
     config = resolve(given, info.kind)
     device = checkpoints.pick_device(config, info)
+    team.check(config, device)
     agent = checkpoints.new_agent(info, config, device)
     score = TrueReward(config)
     began = time.monotonic()
-    steps = train_agent(
-        agent, score, config, device, steps=command.steps or config.agent_steps_per_round,
+    steps = team.run(
+        train_agent, agent, score, config, device, steps=command.steps or config.agent_steps_per_round,
         seed_path=(config.seed, 0, PHASE_SEED["train_agent"]), report=Progress(command.stop_at),
     )  # fmt: skip
     print(f"trained {steps:,} steps in {time.monotonic() - began:.1f} s")
     finish(Snapshot(agent, None, config, info, 0, 0, steps), command)
 
 
-def retrain(command: Train, args: list[str]) -> None:
+def retrain(command: Train, args: list[str], team: Team | None = None) -> None:
     """A new reward model from all labels of a session, and a new agent trained on it alone."""
+    team = team or Team()
     if not command.session:
         raise UserError("Nothing to train: name a session, or give --reward env --env-id CartPole-v1.")
     session = cli.open_session(command.data_dir, command.session)
@@ -136,6 +152,7 @@ def retrain(command: Train, args: list[str]) -> None:
     config = validate(dataclasses.replace(session.config, **arguments.explicit(command.settings, args)))
     info = envs.describe(config)
     device = checkpoints.pick_device(config, info)
+    team.check(config, device)
     agent = checkpoints.new_agent(info, config, device)
     labels = load_labels(session, agent.from_env, config.seed, config.ensemble_size, after=session.wishes().forgotten)
     if labels is None:
@@ -146,8 +163,8 @@ def retrain(command: Train, args: list[str]) -> None:
     rounds = [r for r in session.trained_rounds() if r >= 0]
     steps = command.steps or config.agent_steps_per_round * max(1, len(rounds))
     seed_path = (config.seed, 0, PHASE_SEED["train_agent"])
-    done = train_agent(
-        agent, predicted(model), config, device, steps=steps, seed_path=seed_path,
+    done = team.run(
+        train_agent, agent, predicted(model), config, device, steps=steps, seed_path=seed_path,
         absorbing_reward=model.absorbing_reward(), report=Progress(float("inf")),
     )  # fmt: skip
     finish(Snapshot(agent, model, config, info, max(rounds, default=0), session.last_label_id(), done), command)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 PHASE_SEED = {"start": 0, "train_reward": 1, "train_agent": 2, "collect": 3, "record": 4}
+RANK_SEED = 2**32  # plus its rank: what another process's paths go on with; no part or iteration is so large
 
 
 def seed_from(*path: int) -> int:

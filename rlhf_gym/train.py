@@ -17,6 +17,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -33,6 +34,7 @@ from rlhf_gym.fast import VectorLearner
 from rlhf_gym.labels import Labels
 from rlhf_gym.normalizer import Normalizer
 from rlhf_gym.seeds import seed_from
+from rlhf_gym.team import Team
 
 REFERENCE_STEPS = 25.0  # a clip's reward is its mean per step times this, so clips of any length compare alike
 REWARD_SPREAD = 10.0  # standard deviation of the predicted reward, times 1 / (1 - gamma); see RewardModel.fit_scale
@@ -45,11 +47,6 @@ def layer(module: Any, std: float = math.sqrt(2), bias: float = 0.0) -> Any:
     nn.init.orthogonal_(module.weight, std)
     nn.init.constant_(module.bias, bias)
     return module
-
-
-def pixels(obs: Tensor, quick: bool) -> Tensor:
-    """obs (B, S, H, W) uint8 -> float32 in [0, 1]."""
-    return fast.pixels(obs) if quick else obs.float() / 255.0
 
 
 class Agent(nn.Module):
@@ -68,12 +65,9 @@ class Agent(nn.Module):
         self.image, self.fast = info.image, config.fast
         self.normalizer = Normalizer(info.obs_shape) if config.normalize_obs and not info.image else None
         if info.image:
-            trunk: list[nn.Module] = [
-                layer(nn.Conv2d(info.obs_shape[0], 32, 8, 4)),
-                nn.ReLU(inplace=True),
-                layer(nn.Conv2d(32, 64, 4, 2)),
-            ]
-            trunk += [nn.ReLU(inplace=True), layer(nn.Conv2d(64, 64, 3, 1)), nn.ReLU(inplace=True), nn.Flatten()]
+            trunk: list[nn.Module] = [layer(nn.Conv2d(info.obs_shape[0], 32, 8, 4)), nn.ReLU(inplace=True)]
+            trunk += [layer(nn.Conv2d(32, 64, 4, 2)), nn.ReLU(inplace=True)]
+            trunk += [layer(nn.Conv2d(64, 64, 3, 1)), nn.ReLU(inplace=True), nn.Flatten()]
             with torch.no_grad():
                 features = nn.Sequential(*trunk)(torch.zeros(1, *info.obs_shape)).shape[1]
             self.trunk = nn.Sequential(*trunk, layer(nn.Linear(features, 512)), nn.ReLU(inplace=True))
@@ -86,9 +80,8 @@ class Agent(nn.Module):
         if not self.discrete:
             self.log_std = nn.Parameter(torch.zeros(outputs))
             low, high = np.asarray(info.action_low), np.asarray(info.action_high)
-            low = np.where(
-                np.abs(low) < 1e6, low, np.where(np.abs(high) < 1e6, high - 2, -1.0)
-            )  # open at one end, or both
+            # open at one end, or both
+            low = np.where(np.abs(low) < 1e6, low, np.where(np.abs(high) < 1e6, high - 2, -1.0))
             high = np.where(np.abs(high) < 1e6, high, low + 2)
             self.register_buffer("low", torch.as_tensor(low, dtype=torch.float32))
             self.register_buffer("high", torch.as_tensor(high, dtype=torch.float32))
@@ -105,7 +98,7 @@ class Agent(nn.Module):
         Args:
             value_only: let no gradient reach what the policy uses too.
         """
-        x = pixels(obs, self.fast) if self.image else self.normalizer(obs) if self.normalizer else obs
+        x = fast.pixels(obs, self.fast) if self.image else self.normalizer(obs) if self.normalizer else obs
         with fast.precision(self, obs.device):
             features = self.trunk(x)
             policy, value = self.actor(features), self.critic(features.detach() if value_only else features)
@@ -202,7 +195,7 @@ class RewardModel(nn.Module):
     def forward(self, obs: Tensor, actions: Tensor) -> Tensor:
         """obs (B, *obs_shape), actions (B,) or (B, A) in [-1, 1] -> raw rewards (K, B)."""
         if self.image:
-            x = pixels(obs, self.fast)
+            x = fast.pixels(obs, self.fast)
             for top, bottom, left, right in self.regions:
                 x[..., top:bottom, left:right] = 0.0
             with fast.precision(self, obs.device):
@@ -476,8 +469,13 @@ def update(
     config: Config,
     generator: torch.Generator,
     value_only: bool = False,
+    loss_of: Callable[..., Any] = ppo_loss,
 ) -> dict[str, Tensor]:
-    """Several epochs of minibatches over one rollout. Returns the last minibatch's statistics, still on the device."""
+    """Several epochs of minibatches over one rollout. Returns the last minibatch's statistics, still on the device.
+
+    Args:
+        loss_of: ppo_loss, or the same with its gradients averaged over several processes.
+    """
     if isinstance(optimizer, VectorLearner):
         return optimizer.update(roll, advantages, returns, generator, value_only)
     fields = {"obs": roll.obs, "actions": roll.actions, "log_probs": roll.log_probs, "values": roll.values}
@@ -489,7 +487,7 @@ def update(
     for _ in range(config.update_epochs):
         shuffled = torch.randperm(rows, generator=generator, device=device)
         for mb_inds in shuffled.tensor_split(config.num_minibatches):
-            loss, stats = ppo_loss(agent, {k: v[mb_inds] for k, v in flat.items()}, config, value_only)
+            loss, stats = loss_of(agent, {k: v[mb_inds] for k, v in flat.items()}, config, value_only)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             nn.utils.clip_grad_norm_(agent.parameters(), config.max_grad_norm)
@@ -499,13 +497,13 @@ def update(
 
 def predicted(model: RewardModel) -> Callable[[Rollout, np.ndarray], Tensor]:
     """Scores rollouts by the reward model, once per rollout; the true rewards are not looked at."""
+    return partial(predict, model)
 
-    def score(roll: Rollout, _true_rewards: np.ndarray) -> Tensor:
-        actions = roll.actions.flatten(0, 1)
-        actions = actions if model.num_actions else actions.clamp(-1, 1)  # as the environment took them
-        return model.reward(roll.obs.flatten(0, 1), actions).reshape(roll.values.shape)
 
-    return score
+def predict(model: RewardModel, roll: Rollout, _true_rewards: np.ndarray) -> Tensor:
+    actions = roll.actions.flatten(0, 1)
+    actions = actions if model.num_actions else actions.clamp(-1, 1)  # as the environment took them
+    return model.reward(roll.obs.flatten(0, 1), actions).reshape(roll.values.shape)
 
 
 def train_agent(
@@ -521,6 +519,7 @@ def train_agent(
     state: dict[str, Any] | None = None,
     save: Callable[[dict[str, Any]], None] | None = None,
     report: Callable[[int, int, dict[str, float]], bool | None] | None = None,
+    team: Team | None = None,
 ) -> int:
     """PPO for at least `steps` steps.
 
@@ -533,14 +532,17 @@ def train_agent(
         warmup: iterations at the beginning on which only the value is fitted.
         state, save: an in-phase checkpoint to go on from, and where to put one.
         report: called after each iteration with (steps done, steps to do, metrics); true ends the training.
+        team: the processes that train together, each with its share of the environments (see `Team.run`).
 
     Returns:
-        steps done.
+        steps done, by all of them.
     """
-    learner = fast.prepare(agent, config, device)
+    team = team or Team()
+    config, seed_path = team.part(config), team.path(seed_path)
+    learner = fast.prepare(agent, config, device, alone=team.size == 1)
     optimizer = learner or torch.optim.Adam(agent.parameters(), lr=config.learning_rate, eps=1e-5, fused=config.fast)
     generator = torch.Generator(device).manual_seed(seed_from(*seed_path))
-    per_iteration = config.num_envs * config.num_steps
+    per_iteration = config.num_envs * config.num_steps * team.size
     iterations = max(1, math.ceil(steps / per_iteration))
     every = config.checkpoint_iterations or iterations
     begin = 0
@@ -558,6 +560,7 @@ def train_agent(
             clock, watch = time.perf_counter(), Stopwatch()
             if vec is None or iteration % every == 0:
                 closing.close()
+                team.begin(generator, seed_path, iteration)
                 vec = Envs(config, config.num_envs, (*seed_path, iteration))
                 closing.callback(vec.close)
                 obs, tracker = vec.reset(), EpisodeTracker(config.num_envs)
@@ -572,22 +575,21 @@ def train_agent(
             watch.lap("reward")
             advantages, returns = gae(roll, config, absorbing_reward)
             value_only = iteration < min(warmup, iterations // 4)  # a short round must move the policy, too
-            stats = update(agent, optimizer, roll, advantages, returns, config, generator, value_only)
+            loss_of = team.averaged(ppo_loss, agent, value_only)
+            stats = update(agent, optimizer, roll, advantages, returns, config, generator, value_only, loss_of)
             if agent.normalizer is not None:
-                agent.normalizer.update(roll.obs.flatten(0, 1))
-            if report is not None:
-                ends = (roll.terminated | roll.truncated).cpu().numpy()
-                tracker.add(true_rewards, roll.rewards.cpu().numpy(), ends)
-                metrics = {k: float(v) for k, v in stats.items()} | tracker.means()
-                watch.lap("update")
-                metrics |= watch.shares()
-                residual = (returns - roll.values).var() / returns.var().clamp_min(1e-8)
-                metrics["losses/explained_variance"] = 1 - float(residual)
-                metrics["charts/predicted_reward"] = float(roll.rewards.mean())
-                metrics["charts/SPS"] = per_iteration / (time.perf_counter() - clock)
-                if report((iteration + 1) * per_iteration, iterations * per_iteration, metrics):
-                    return (iteration + 1) * per_iteration
-    return iterations * per_iteration
+                agent.normalizer.update(team.gathered(roll.obs.flatten(0, 1)))
+            metrics = {k: float(v) for k, v in stats.items()}
+            watch.lap("update")
+            tracker.add(true_rewards, roll.rewards.cpu().numpy(), (roll.terminated | roll.truncated).cpu().numpy())
+            metrics |= tracker.means() | watch.shares()
+            residual = (returns - roll.values).var() / returns.var().clamp_min(1e-8)
+            metrics["losses/explained_variance"] = 1 - float(residual)
+            metrics["charts/predicted_reward"] = float(roll.rewards.mean())
+            metrics["charts/SPS"] = per_iteration / (time.perf_counter() - clock)
+            if team.over(report, (iteration + 1) * per_iteration, iterations * per_iteration, metrics):
+                break
+    return (iteration + 1) * per_iteration
 
 
 if __name__ == "__main__":

@@ -270,7 +270,7 @@ ORDER = [
     {"segments", "sheets"},
     {"replay"},
     {"labels", "labelers"},
-    {"fast", "normalizer"},
+    {"fast", "normalizer", "team"},
     {"train"},
     {"checkpoints", "monitor", "doctor", "verdicts"},
     {"collect", "evaluate"},
@@ -304,7 +304,8 @@ NEEDS_ONLY = {
     "labelers": {"config", "segments", "store"},
     "monitor": {"config", "control", "store"},
     "fast": {"config"},
-    "train": {"config", "envs", "episodes", "fast", "labels", "normalizer", "seeds"},
+    "team": {"config", "seeds"},
+    "train": {"config", "envs", "episodes", "fast", "labels", "normalizer", "seeds", "team"},
 }
 
 
