@@ -431,6 +431,18 @@ def test_plain_ppo_and_retraining_take_part(tmp_path: Path) -> None:
     assert (tmp_path / "new.pt").exists()
 
 
+@pytest.mark.full
+def test_the_benchmark_measures(tmp_path: Path) -> None:
+    small = ("--iterations", "3", "--num-steps", "16", "--num-minibatches", "2", "--num-envs", "2")
+    script = ROOT / "scripts" / "bench" / "scaling.py"
+    command = [sys.executable, str(script), "--env-ids", "CartPole-v1", *small]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=TIMEOUT)
+    assert done.returncode == 0, done.stderr
+    assert re.findall(r"^\| CartPole-v1 \| (\d) \| (\d) \| [\d,]+ \| [\d.]+ \|$", done.stdout, re.M) == [
+        ("1", "2"), ("2", "1"),
+    ]  # fmt: skip
+
+
 def test_threads_are_as_many_in_each(tmp_path: Path) -> None:
     assert on_each(threads, into=tmp_path) == [3, 3]
 
