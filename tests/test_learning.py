@@ -123,7 +123,7 @@ def test_retraining_needs_the_labels_alone_and_changes_nothing(stays_up, tmp_pat
 
     before, out = files(), tmp_path / "agent.pt"
     where = (stays_up.name, "--data-dir", stays_up.path.parent, "--out", out)
-    train_alone(monkeypatch, *where, "--steps", 20_000, "--seed", 7)
+    train_alone(monkeypatch, *where, "--steps", 30_000, "--seed", 7)
     assert "train_reward 40 labels" in capsys.readouterr().out
     assert true_return(out) >= 400
     assert Snapshot.load(out).reward is not None
