@@ -127,8 +127,9 @@ class AtariVector:
         return self.vector.reset(seed=seeds[ended], options={"reset_mask": ended})[0]
 
     def close(self) -> None:
-        if SPARE.setdefault(self._key, self.vector) is not self.vector:
-            self.vector.close()
+        vector, self.vector = self.vector, None
+        if vector is not None and SPARE.setdefault(self._key, vector) is not vector:
+            vector.close()
 
 
 class Console:
@@ -143,6 +144,7 @@ class Console:
         self._rom, self._render = rom, render
         self.ale = ale_py.ALEInterface()
         self.ale.setFloat("repeat_action_probability", settings["repeat_action_probability"])
+        self.ale.setInt("max_num_frames_per_episode", settings["max_num_frames_per_episode"])
         self.ale.loadROM(self._rom)
         full = settings["full_action_space"]
         self._actions = self.ale.getLegalActionSet() if full else self.ale.getMinimalActionSet()

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -62,12 +63,21 @@ def run_command(args: list[str]) -> int:
 
 def together(work: Callable[[Team | None], int]) -> int:
     """Calls `work`; of several processes that torchrun has started only the first one does, which the others follow."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        return work(None)
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    if os.environ.get("WORLD_SIZE", "1") == "1" or not all(name in os.environ for name in names):
+        return work(None)  # another launcher may set some of them
     from rlhf_gym.team import Team  # torch
 
     with Team.of_torchrun() as team:
-        return work(team) if team.rank == 0 else team.work()
+        if team.rank == 0:
+            return work(team)
+        try:
+            return team.work()
+        except UserError:
+            raise
+        except Exception:
+            traceback.print_exc()
+            leave(1)  # at once, so that torchrun sees it, and rank 0 does not wait for this process
 
 
 def refuse(error: UserError) -> int:
@@ -196,6 +206,8 @@ def check_change(session: Session, config: Config, info: EnvInfo, changes: dict[
         )
     where = session.where()
     counted = sorted({"num_envs", "num_steps", "agent_steps_per_round"} & set(changes))
+    if where.phase in ("train_reward", "train_agent") and "fast" in changes:
+        raise UserError("--fast cannot change in the middle of training: resume, and change it after the round.")
     if where.phase == "train_agent" and counted:
         name = "--" + counted[0].replace("_", "-")
         raise UserError(f"{name} cannot change in the middle of training the agent: resume, and change it after.")

@@ -42,7 +42,7 @@ class Settings:
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where networks run; auto takes a GPU for pixels where there is one."""
     fast: bool = True
-    """The same algorithm computed sooner; without it every number is that of the plain code, to the last digit."""
+    """The same algorithm computed sooner; --no-fast leaves every number to the plain code."""
 
     rounds: int = 0
     """Stop after this many rounds; 0 means until you stop it."""

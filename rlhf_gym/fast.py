@@ -54,7 +54,8 @@ def pixels(obs: Tensor, quick: bool) -> Tensor:
 def keep_memory() -> None:
     """Lets glibc keep what is freed. Else each large tensor is mapped, and its pages faulted in, at every operation."""
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
-        libc.mallopt(M_MMAP_THRESHOLD, 1 << 30)
+        if not libc.mallopt(M_MMAP_THRESHOLD, 1 << 30):
+            libc.mallopt(M_MMAP_THRESHOLD, 1 << 25)  # the most that older versions take
         libc.mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
@@ -63,8 +64,10 @@ def native_bfloat16(device: torch.device) -> bool:
     """Whether the device multiplies in bfloat16 by itself, and so about twice as fast."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type != "cpu" or not hasattr(torch.cpu, "get_capabilities"):  # which older versions of torch lack
+        return False
     can = torch.cpu.get_capabilities()
-    return device.type == "cpu" and bool(can.get("avx512_bf16") or can.get("amx_bf16"))
+    return bool(can.get("avx512_bf16") or can.get("amx_bf16"))
 
 
 def precision(model: Agent | RewardModel, device: torch.device) -> contextlib.AbstractContextManager[Any]:
@@ -78,7 +81,8 @@ def precision(model: Agent | RewardModel, device: torch.device) -> contextlib.Ab
 class VectorLearner:
     """Acts with a vector agent and updates it: the numbers of train.rollout and train.update, up to rounding.
 
-    Its state is that of torch.optim.Adam, so that either can go on from the other.
+    Its state is that of torch.optim.Adam, so that either can go on from the other. An agent has one learner at a time:
+    its parameters are views of the newest one's.
     """
 
     def __init__(self, agent: Agent, config: Config) -> None:
@@ -283,3 +287,4 @@ class VectorLearner:
                 v[name].copy_(own["exp_avg_sq"])
                 self.steps["critic" if name.startswith("critic") else "actor"] = int(own["step"])
         self.param_groups[0]["lr"] = state["param_groups"][0]["lr"]
+        self.moments = None

@@ -7,6 +7,7 @@ What comes next is read off the disk each time (`Session.where`), so whatever st
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import math
 import threading
@@ -238,7 +239,8 @@ def label(loop: Loop, where: Where) -> None:
 def get_ready() -> None:
     """Loads, while the person labels, what training needs and what takes seconds."""
     for name in ("torch._dynamo", "torch.utils.tensorboard"):
-        importlib.import_module(name)
+        with contextlib.suppress(Exception):  # whoever needs it says what is wrong
+            importlib.import_module(name)
 
 
 def fit_reward(loop: Loop, where: Where) -> None:

@@ -90,7 +90,8 @@ def play_again(candidates: Sequence[Candidate], config: Config, stride: int, fra
     Returns:
         False if an environment did not repeat itself, so that what would be seen is not what was played.
     """
-    players: list[type[Player | QuickPlayer]] = [QuickPlayer, Player] if is_atari(config) else [Player]
+    quick = is_atari(config) and config.frameskip > 1  # else what the agent sees is another thing
+    players: list[type[Player | QuickPlayer]] = [QuickPlayer, Player] if quick else [Player]
     return any(play(candidates, make(config, frames), stride, frames, report) for make in players)
 
 

@@ -43,8 +43,7 @@ def make_sheet(frames: Sequence[np.ndarray]) -> Sheet:
     size = max(1, round(width * scale)), max(1, round(height * scale))
     columns = min(len(frames), max(1, round((len(frames) * size[1] / size[0]) ** 0.5)))
     rows = -(-len(frames) // columns)
-    if scale < 1.0:
-        frames = [shrink(frame, size) for frame in frames]
+    frames = [frame if frame.shape[1::-1] == size else shrink(frame, size) for frame in frames]
     places = [(i // columns * size[1], i % columns * size[0]) for i in range(len(frames))]
     buffer = io.BytesIO()
     exact = few_colors(frames, places, (rows * size[1], columns * size[0]))

@@ -232,8 +232,7 @@ def follow_signals() -> None:
         signal.signal(number, lambda *_: None)
 
     def follow() -> None:
-        with tells:
-            hears.recv(1)
+        hears.recv(1)
         time.sleep(GRACE_SECONDS)
         os._exit(130)
 

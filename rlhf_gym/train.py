@@ -554,7 +554,7 @@ def train_agent(
             generator.set_state(state["generator"])
         else:  # the session went on on another kind of device
             generator.manual_seed(seed_from(*seed_path, begin))
-    vec: Envs | None = None
+    vec, iteration = None, begin - 1
     with contextlib.ExitStack() as closing:
         for iteration in range(begin, iterations):
             clock, watch = time.perf_counter(), Stopwatch()

@@ -247,6 +247,13 @@ def test_a_sheet_is_no_larger_than_a_browser_holds(size, count):
     assert max(width, height) < 16_384  # what browsers' canvases take at least
 
 
+def test_a_frame_of_another_size_is_brought_to_that_of_the_first():
+    frames = [np.full((40, 50, 3), 9, np.uint8), np.full((44, 50, 3), 200, np.uint8)]
+    found = frames_of(make_sheet(frames))
+    assert [f.shape for f in found] == [(40, 50, 3)] * 2
+    assert [int(f.mean()) for f in found] == [9, 200]
+
+
 @pytest.mark.parametrize(("more", "off"), [([(250, 4, 3)], 0), ([(101, 100, 104)], 12), ([(9, 200, 9)], None)])
 def test_shades_beyond_256_find_a_near_place_and_other_colours_do_not(more, off):
     shades = [(100 + i // 32, 100 + i % 32, 100) for i in range(255)] + [(250, 4, 3)]
@@ -352,8 +359,9 @@ def test_ram_is_in_the_infos_of_atari_where_there_is_a_score(tmp_path, score):
     session.close()
 
 
-def test_the_memory_is_what_it_was_after_each_step():
-    settings = dict(frameskip=8, image_size=42, env_kwargs={"max_num_frames_per_episode": 400}, noop_max=3)
+@pytest.mark.parametrize("limit", [400, 203])  # of frames: at the end of a step, and in the middle of one
+def test_the_memory_is_what_it_was_after_each_step(limit):
+    settings = dict(frameskip=8, image_size=42, env_kwargs={"max_num_frames_per_episode": limit}, noop_max=3)
     snapshot, config, _ = made("ALE/Pong-v5", **settings)
     candidates = gathered(snapshot, 6, 5)
     assert replay.play_again(candidates, config, 1, False, lambda *_: None)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import itertools
 
 import pytest
@@ -23,12 +24,15 @@ CPU = torch.device("cpu")
 DISCRETE = EnvInfo("classic", (4,), False, 3, (), None, None, 50.0, 500)
 CONTINUOUS = EnvInfo("mujoco", (4,), False, None, (2,), (-2.0, -1.0), (2.0, 1.0), 30.0, 200)
 IMAGE = EnvInfo("pixels", (4, 52, 52), True, 3, (), None, None, 15.0, 50)
+NATIVE = fast.native_bfloat16
 CASES = list(itertools.product((DISCRETE, CONTINUOUS), (True, False), (True, False), (0.0, 0.02)))
 
 
 @pytest.fixture(autouse=True)
-def a_seed():
+def a_seed_and_no_bfloat16(monkeypatch):
+    """Whatever the processor has."""
     torch.manual_seed(0)
+    monkeypatch.setattr(fast, "native_bfloat16", functools.cache(lambda device: False))
 
 
 def twins(info: EnvInfo, config: Config, dtype=torch.float64) -> tuple[Agent, Agent]:
@@ -181,6 +185,7 @@ def test_bfloat16_is_for_images_on_devices_that_have_it(monkeypatch):
     parts = [hooked(m) for m in (vector.actor, image.trunk, slow.trunk, reward.convs)]
     assert len(parts) == 4
     frames, actions = torch.zeros(2, *IMAGE.obs_shape, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64)
+    monkeypatch.setattr(fast, "native_bfloat16", NATIVE)
     for native in (False, True):
         fast.native_bfloat16.cache_clear()
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda native=native: {"avx512_bf16": native})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import time
 from pathlib import Path
@@ -11,9 +12,10 @@ import pytest
 import torch
 from rich.console import Console
 
-from rlhf_gym import catalog, envs, episodes, train
-from rlhf_gym.config import Config, resolve
+from rlhf_gym import catalog, checkpoints, cli, config, envs, episodes, train
+from rlhf_gym.config import Config, UserError, resolve
 from rlhf_gym.monitor import Monitor
+from rlhf_gym.store import Session, Where
 from rlhf_gym.train import Agent, Rollout
 
 CPU = torch.device("cpu")
@@ -90,3 +92,32 @@ def test_the_time_left_counts_neither_what_came_before_the_first_report_nor_paus
     monkeypatch.undo()
     monitor.close()
     session.close()
+
+
+@pytest.mark.parametrize("phase", ["train_reward", "train_agent", "label"])
+def test_fast_stays_as_it_is_in_the_middle_of_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, phase: str
+) -> None:
+    """The optimizer's memory is laid out otherwise."""
+    before = resolve({"env_id": "CartPole-v1"}, "classic")
+    session = catalog.create_session(tmp_path, "one", before)
+    monkeypatch.setattr(Session, "where", lambda self: Where(0, 0, phase, 1, 1))
+    after, changes = config.changed(before, {"fast": False})
+    info = envs.describe(before)
+    if phase == "label":
+        cli.check_change(session, after, info, changes)
+    else:
+        with pytest.raises(UserError, match="--fast cannot change in the middle of training"):
+            cli.check_change(session, after, info, changes)
+    session.close()
+
+
+def test_a_checkpoint_is_used_as_its_session_wants_it(tmp_path: Path) -> None:
+    made = resolve({"env_id": "rlhf_gym/Dot-v0", "image_size": 36, "frame_stack": 2}, "pixels")
+    info = envs.describe(made)
+    agent, reward = checkpoints.new_agent(info, made, CPU), checkpoints.new_reward_model(info, made, CPU, 0)
+    checkpoints.Snapshot(agent, reward, made, info, 0).save(tmp_path / "r000.pt")
+    for wanted in (True, False):
+        loaded = checkpoints.Snapshot.load(tmp_path / "r000.pt", of=dataclasses.replace(made, fast=wanted))
+        assert loaded.reward is not None
+        assert loaded.agent.fast == loaded.reward.fast == loaded.config.fast == wanted

@@ -47,7 +47,7 @@ def main() -> None:
     command = arguments.parse(args, Scaling, "scaling.py", "Steps per second of several processes.")
     if "RANK" in os.environ:  # one of those that torchrun has started
         cli.leave(cli.together(lambda team: measure(command, args, team or Team())))
-    print("| environment | processes | environments each | steps/s | times one |\n|---|---:|---:|---:|---:|")
+    print("| environment | processes | environments each | steps/s | times the first |\n|---|---:|---:|---:|---:|")
     for env_id in command.env_ids:
         first = 0.0
         for size in command.processes:

@@ -198,7 +198,7 @@ class Watch(threading.Thread):
 
     def best(self) -> float:
         """Of the agents that were taught; -inf before the first."""
-        return max((value for number, (_, value) in self.returns.items() if number >= 0), default=-np.inf)
+        return max((value for number, (_, value) in list(self.returns.items()) if number >= 0), default=-np.inf)
 
 
 def split(
