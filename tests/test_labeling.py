@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 from test_webui import API, SETTLE, client, press, serve, shown, wait_for
+from videos import write_video
 
 from rlhf_gym import store, tables
 
@@ -445,12 +446,11 @@ def test_after_a_new_goal_the_page_asks_about_older_labels(page: Any, serve: Any
 
 
 def test_the_tour_is_offered_once_and_labels_nothing(page: Any, serve: Any, make_session: Any) -> None:
-    import imageio.v3 as iio
     import numpy as np
 
     loop, server = make_session(pairs=2), serve()
     frames = np.random.default_rng(0).integers(0, 255, (20, 64, 96, 3), dtype=np.uint8)
-    iio.imwrite(loop.session.video(store.START), frames, fps=30, codec="libx264", plugin="pyav")
+    write_video(loop.session.video(store.START), frames)
     page.goto(server.page("cartpole-1"))
     shown(page)
     page.get_by_role("button", name="Watch it untaught first").click()

@@ -39,12 +39,12 @@ def open_tabs(context: Any, server: Any, *names: str) -> list[Any]:
     return tabs
 
 
-def follow(tab: Any, pair: int, seconds: float = 5.0) -> None:
+def follow(tab: Any, pair: int, seconds: float = 15.0) -> None:
     """Waits until the tab shows this pair."""
     tab.wait_for_selector(f"#stage[data-ready=true][data-pair='{pair}']", timeout=1000 * seconds)
 
 
-def wait_in(tab: Any, condition: Any, seconds: float = 5.0) -> None:
+def wait_in(tab: Any, condition: Any, seconds: float = 15.0) -> None:
     """Like wait_for, while the browser's requests are routed."""
     deadline = time.monotonic() + seconds
     while not condition():

@@ -7,11 +7,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import imageio.v3 as iio
 import numpy as np
 import pytest
 import torch
 from processes import TINY, command
+from videos import read_video
 
 from rlhf_gym import catalog, verdicts
 from rlhf_gym.checkpoints import Snapshot
@@ -45,7 +45,7 @@ def test_every_video_is_judged_by_the_newest_reward_model(rendered: Path) -> Non
         episode, live = episodes[n], ~episodes[n].absorbing
         assert verdict["judge"] == 1
         steps = int(live.sum())
-        frames = iio.imread(session.video(n), plugin="pyav")
+        frames = read_video(session.video(n))
         stride = round(50 / verdict["fps"])  # CartPole runs at 50 steps a second
         assert len(frames) == len(range(0, steps + 1, stride))
         obs, actions = (torch.as_tensor(x[live]) for x in (episode.observations, episode.actions))
@@ -123,7 +123,7 @@ def test_films_take_nothing_from_the_training(rendered: Path, tmp_path: Path) ->
     assert live.films >= 2
     assert live.spent > 0
     assert all(torch.equal(plain[k], filmed[k]) for k in plain)
-    video = iio.imread(tmp_path / "b" / "film" / "videos" / "live.mp4", plugin="pyav")
+    video = read_video(tmp_path / "b" / "film" / "videos" / "live.mp4")
     assert video.ndim == 4
     assert len(video) > 1
 

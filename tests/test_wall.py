@@ -12,6 +12,7 @@ import pytest
 from fastapi.testclient import TestClient
 from test_labeling import axe_finds
 from test_webui import API, client, serve, wait_for
+from videos import write_video
 
 from rlhf_gym import files
 from rlhf_gym.store import START
@@ -26,14 +27,13 @@ SHORT, LONG = 30, 100  # frames
 @pytest.fixture(scope="module")
 def movies(tmp_path_factory: pytest.TempPathFactory) -> dict[int, bytes]:
     """A video of so many frames, each a little brighter than the one before."""
-    import imageio.v3 as iio
 
     made = {}
     for frames in (SHORT, LONG):
         path = tmp_path_factory.mktemp("movies") / f"{frames}.mp4"
         pictures = np.linspace(20, 235, frames).astype(np.uint8)[:, None, None, None]
         pictures = np.broadcast_to(pictures, (frames, 64, 96, 3))
-        iio.imwrite(path, pictures, fps=FPS, codec="libx264", plugin="pyav")
+        write_video(path, pictures, FPS)
         made[frames] = path.read_bytes()
     return made
 

@@ -20,6 +20,7 @@ import httpx
 import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
+from videos import write_video
 
 from rlhf_gym import catalog, files, store, tables
 from rlhf_gym.config import UserError
@@ -857,12 +858,11 @@ def test_help_and_closing_the_batch(page: Any, serve: Any, make_session: Any) ->
 
 
 def test_the_newest_video_plays(page: Any, serve: Any, make_session: Any) -> None:
-    import imageio.v3 as iio
     import numpy as np
 
     loop, server = make_session(pairs=0), serve()
     frames = np.random.default_rng(0).integers(0, 255, (20, 64, 96, 3), dtype=np.uint8)
-    iio.imwrite(loop.session.video(store.START), frames, fps=30, codec="libx264", plugin="pyav")
+    write_video(loop.session.video(store.START), frames)
     with loop.session.lock():
         page.goto(server.page("cartpole-1"))
         page.wait_for_selector("#agent video")

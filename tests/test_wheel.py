@@ -5,11 +5,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import imageio.v3 as iio
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 from test_webui import API, READY, client, press, serve, shown, wait_for
+from videos import write_video
 
 from rlhf_gym import store
 from rlhf_gym.store import START
@@ -27,7 +27,7 @@ def film(session: store.Session, path: Any, shade: int = 100) -> None:
     """A short video, put there whole as the loop does."""
     frames = np.random.default_rng(shade).integers(0, 255, (45, 64, 96, 3), dtype=np.uint8)
     aside = path.with_name(f".{path.name}")
-    iio.imwrite(aside, frames, fps=30, codec="libx264", plugin="pyav")
+    write_video(aside, frames)
     aside.replace(path)
 
 
