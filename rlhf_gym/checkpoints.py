@@ -137,7 +137,7 @@ class Snapshot:
             meta = json.loads(state["meta"])
             config, info = cfg.from_json(meta["config"]), read_info(meta["info"])
             if of is not None:
-                config = replace(config, score=of.score, fast=of.fast)
+                config = replace(config, score=of.score, fast=of.fast, bfloat16=of.bfloat16)
                 if (config.env_id, config.env_kwargs) != (of.env_id, of.env_kwargs):
                     raise UserError(
                         f"Checkpoint {path} is of another environment than its session ({ascii(config.env_id)[:200]} "

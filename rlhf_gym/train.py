@@ -62,7 +62,7 @@ class Agent(nn.Module):
         super().__init__()
         self.discrete = info.num_actions is not None
         outputs = info.num_actions or int(np.prod(info.action_shape))
-        self.image, self.fast = info.image, config.fast
+        self.image, self.fast, self.narrow = info.image, config.fast, config.bfloat16
         self.normalizer = Normalizer(info.obs_shape) if config.normalize_obs and not info.image else None
         if info.image:
             trunk: list[nn.Module] = [layer(nn.Conv2d(info.obs_shape[0], 32, 8, 4)), nn.ReLU(inplace=True)]
@@ -164,7 +164,8 @@ class RewardModel(nn.Module):
 
     def __init__(self, info: EnvInfo, config: Config) -> None:
         super().__init__()
-        self.members, self.image, self.fast = config.ensemble_size, info.image, config.fast
+        self.members, self.image = config.ensemble_size, info.image
+        self.fast, self.narrow = config.fast, config.bfloat16
         self.num_actions, self.sees_action = info.num_actions, config.reward_sees_action
         k, actions = self.members, info.num_actions or int(np.prod(info.action_shape))
         if info.image:

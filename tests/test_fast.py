@@ -162,7 +162,7 @@ def test_images_laid_out_for_convolutions_give_the_same_gradients():
 
 
 def test_bfloat16_gradients_are_close(monkeypatch):
-    config = Config(update_epochs=1, num_minibatches=1, max_grad_norm=1e6)
+    config = Config(update_epochs=1, num_minibatches=1, max_grad_norm=1e6, bfloat16=True)
     reference, agent = twins(IMAGE, config, torch.float32)
     roll, advantages, returns = made_up(IMAGE, dtype=torch.float32)
     for who, native in ((reference, False), (agent, True)):
@@ -174,14 +174,15 @@ def test_bfloat16_gradients_are_close(monkeypatch):
 
 
 def test_bfloat16_is_for_images_on_devices_that_have_it(monkeypatch):
+    on, off = Config(bfloat16=True), Config(fast=False, bfloat16=True)
     seen = []
 
     def hooked(model: torch.nn.Module) -> torch.nn.Module:
         model.register_forward_hook(lambda m, args, out: seen.append(torch.is_autocast_enabled("cpu")))
         return model
 
-    vector, image, slow = Agent(DISCRETE, Config()), Agent(IMAGE, Config()), Agent(IMAGE, Config(fast=False))
-    reward = RewardModel(IMAGE, Config())
+    vector, image, slow = Agent(DISCRETE, on), Agent(IMAGE, on), Agent(IMAGE, off)
+    reward = RewardModel(IMAGE, on)
     parts = [hooked(m) for m in (vector.actor, image.trunk, slow.trunk, reward.convs)]
     assert len(parts) == 4
     frames, actions = torch.zeros(2, *IMAGE.obs_shape, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64)

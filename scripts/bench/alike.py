@@ -2,7 +2,7 @@
 
     python scripts/bench/alike.py --env-id CartPole-v1 --steps 60000
     python scripts/bench/alike.py --env-id Hopper-v5 --steps 1000000 --seeds 1 2 3 4 5
-    python scripts/bench/alike.py --env-id rlhf_gym/Dot-v0 --pixels --steps 50000 --bfloat16
+    python scripts/bench/alike.py --env-id rlhf_gym/Dot-v0 --steps 50000 --bfloat16
 
 Runs of the same seed take turns. Prints a Markdown table for docs/benchmarks.md: the mean true return of the last 100
 episodes at ten points of the training, mean and spread over the seeds, and a curve of it. Any setting can be given.
@@ -40,8 +40,6 @@ class Alike:
     """Agent steps of each run."""
     seeds: tuple[int, ...] = (1, 2, 3, 4, 5)
     """One run of each kind for each."""
-    bfloat16: bool = False
-    """Let the fast path compute images in bfloat16 also where that is emulated, and slow."""
     settings: tyro.conf.OmitArgPrefixes[Settings] = field(default_factory=Settings)
 
 
@@ -70,14 +68,14 @@ def main() -> None:
     native = fast.native_bfloat16
     for seed in command.seeds:
         for quick in (True, False):
-            fast.native_bfloat16 = (lambda device: True) if command.bfloat16 and quick else native
+            fast.native_bfloat16 = (lambda device: True) if quick else native  # emulated where it must be, and slow
             points, took = curve(resolve({**given, "seed": seed, "fast": quick}, info.kind), info, command.steps)
             curves[quick].append(points)
             seconds[quick].append(took)
             name = "fast" if quick else "plain"
             print(f"seed {seed} {name}: {[round(p, 1) for p in points]} in {took:.0f} s", file=sys.stderr, flush=True)
     device = checkpoints.pick_device(resolve(given, info.kind), info)
-    number = f"{'bfloat16' if native(device) or command.bfloat16 else 'float32'}, {torch.get_num_threads()} threads"
+    number = f"{'bfloat16' if given.get('bfloat16') else 'float32'}, {torch.get_num_threads()} threads"
     print(f"{command.env_id}, {len(command.seeds)} seeds, {command.steps:,} agent steps on {device} ({number})\n")
     print("| steps | fast, mean ± standard deviation | plain, mean ± standard deviation |\n|---:|---:|---:|")
     means: dict[bool, list[float]] = {True: [], False: []}
