@@ -144,7 +144,7 @@ class Console:
         self._rom, self._render = rom, render
         self.ale = ale_py.ALEInterface()
         self.ale.setFloat("repeat_action_probability", settings["repeat_action_probability"])
-        self.ale.setInt("max_num_frames_per_episode", settings["max_num_frames_per_episode"])
+        # no limit of frames: the emulator would count the no-ops, too, which ALE's vector environment does not
         self.ale.loadROM(self._rom)
         full = settings["full_action_space"]
         self._actions = self.ale.getLegalActionSet() if full else self.ale.getMinimalActionSet()
@@ -199,7 +199,7 @@ class AtariOne:
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         obs, rewards, terminated, truncated, info = self._atari.vector.step(np.array([action], np.int64))
         target, reward = int(info["frame_number"][0]), 0
-        while (left := target - self._ale.getFrameNumber()) > 0:
+        while (left := target - self._ale.getFrameNumber()) > 0 and not self._ale.game_over():
             reward += self._console.act(action, left <= 2)
         assert reward == rewards[0], (reward, rewards[0])
         self._check(info)
@@ -237,6 +237,7 @@ class AtariAgain:
         height, width = self._ale.getScreenGrayscale().shape
         self._rows, self._columns = areas(height, config.image_size), areas(width, config.image_size).T
         self._grays: list[np.ndarray] = []
+        self._limit = 0  # an episode ends at this frame, be it in the middle of a step
 
     def reset(self, seed: int, frames: int) -> None:
         """Begins the episode that has come so many frames far when the agent takes over."""
@@ -248,6 +249,7 @@ class AtariAgain:
             return self._ale.getEpisodeFrameNumber() == frames or latest < 0
 
         self._console.begin(seed, begun)
+        self._limit = self._ale.getEpisodeFrameNumber() + self._settings["max_num_frames_per_episode"]
         self._grays = [self._ale.getScreenGrayscale()]
 
     def step(self, action: int, look: bool = True) -> float:
@@ -258,7 +260,7 @@ class AtariAgain:
         """
         reward = 0
         for _ in range(self._skip):
-            if self._ale.game_over():
+            if self._ale.game_over() or self._ale.getEpisodeFrameNumber() >= self._limit:
                 break
             reward += self._console.act(action, look)  # each frame: which are the last two, only the end tells
             if look:

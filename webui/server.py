@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import os
 import socket
@@ -82,7 +83,7 @@ class Server:
         )  # fmt: skip
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(
-            target=self._server.run, kwargs={"sockets": [listener]}, name="webui", daemon=True
+            target=asyncio.run, args=[_serve(self._server, listener)], name="webui", daemon=True
         )
         self._thread.start()
         deadline = time.monotonic() + START_SECONDS
@@ -103,6 +104,13 @@ class Server:
             self._thread.join(0.3)
         self._server = self._thread = None
         self._sessions.close()
+
+
+async def _serve(server: uvicorn.Server, listener: socket.socket) -> None:
+    await server.serve(sockets=[listener])
+    for connection in list(server.server_state.connections):  # those that did not end by themselves
+        connection.transport.abort()
+    await asyncio.sleep(0)  # that long it takes
 
 
 def _listen(host: str, asked: int | None) -> socket.socket:
