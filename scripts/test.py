@@ -82,7 +82,8 @@ def prepare_system(python: Path) -> str | None:
 def pytest_arguments(full: bool, chromium: str | None, rest: list[str]) -> list[str]:
     # with "=": else pytest takes the path for a folder of tests before it knows the option
     browser = [f"--chromium={chromium}"] if chromium else ["-m", "not browser"]
-    return [*(["--full"] if full else []), *browser, *rest]
+    long = ["--full", "-o", "faulthandler_timeout=7200"]
+    return [*(long if full else []), *browser, *rest]
 
 
 def main() -> int:

@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import time
-import tomllib
 import venv
 from importlib.metadata import version
 from pathlib import Path
@@ -19,7 +18,6 @@ from types import ModuleType
 
 import pytest
 import torch
-from packaging.requirements import Requirement
 from processes import TINY
 
 from rlhf_gym import doctor
@@ -221,7 +219,7 @@ def test_ctrl_c_reaches_the_program_exactly_once(fake_program):
 
 def test_pytest_is_given_the_chromium(checker):
     assert checker.pytest_arguments(True, "/usr/bin/chromium", ["-k", "x"]) == [
-        "--full", "--chromium=/usr/bin/chromium", "-k", "x",
+        "--full", "-o", "faulthandler_timeout=7200", "--chromium=/usr/bin/chromium", "-k", "x",
     ]  # fmt: skip
     assert checker.pytest_arguments(False, None, []) == ["-m", "not browser"]
 
@@ -496,36 +494,6 @@ def test_a_scripted_person_gets_to_an_agent(browser, request):
     assert untrained >= 1
     assert taught >= 1
     assert min(float(found[n]) for n in ("person s", "start", "label", "collect")) > 0
-
-
-# the pins
-
-
-def pins(name: str) -> list[Requirement]:
-    lines = [line for line in (ROOT / name).read_text().splitlines() if not line.startswith(("#", "-r "))]
-    return [Requirement(line) for line in lines]
-
-
-def test_torch_is_the_first_pin_and_all_are_exact():
-    requirements = pins("requirements.txt")
-    assert requirements[0].name == "torch"
-    for requirement in [*requirements, *pins("requirements-dev.txt")]:
-        assert re.fullmatch(r"==[\d.]+", str(requirement.specifier)), requirement
-        assert requirement.url is None
-
-
-def test_what_is_installed_is_what_is_pinned():
-    for requirement in [*pins("requirements.txt"), *pins("requirements-dev.txt")]:
-        if requirement.marker is None or requirement.marker.evaluate():
-            assert version(requirement.name) in requirement.specifier, requirement
-
-
-def test_every_dependency_is_pinned_within_its_bounds():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    pinned = {r.name.lower(): str(r.specifier)[2:] for name in ("", "-dev") for r in pins(f"requirements{name}.txt")}
-    wanted = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
-    for requirement in map(Requirement, wanted):
-        assert requirement.specifier.contains(pinned[requirement.name.lower()]), requirement
 
 
 # rlhf-gym doctor
