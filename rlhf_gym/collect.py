@@ -16,12 +16,13 @@ import torch
 
 from rlhf_gym.checkpoints import Snapshot
 from rlhf_gym.config import Config, UserError
+from rlhf_gym.drawing import postpone, repeats_itself, shown_frames
 from rlhf_gym.envs import EnvInfo, Envs, Step, Twin
 from rlhf_gym.files import write_atomic
 from rlhf_gym.replay import Candidate, Report, play_again
 from rlhf_gym.seeds import PHASE_SEED, seed_from
 from rlhf_gym.segments import Segment, save_segment, stack
-from rlhf_gym.sheets import make_sheet, shown_stride
+from rlhf_gym.sheets import layout, make_sheet, shown_stride
 from rlhf_gym.store import Pair, Session, finite
 from rlhf_gym.train import REFERENCE_STEPS, Agent, RewardModel
 
@@ -305,10 +306,22 @@ def choose_repeats(session: Session, number: int, count: int, rng: np.random.Gen
 # ---------------------------------------------------------------------------------------------- clips
 
 
-def write_clip(session: Session, directory: Path, number: int, candidate: Candidate, info: EnvInfo) -> dict[str, Any]:
-    """Writes a clip's files. Returns its row of the clip table, without round and attempt."""
+def clip_name(number: int) -> str:
+    """Of its files, without suffix."""
+    return f"{number:04d}"
+
+
+def write_clip(
+    session: Session, directory: Path, number: int, candidate: Candidate, info: EnvInfo,
+    shape: tuple[int, int] | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Writes a clip's files. Returns its row of the clip table, without round and attempt.
+
+    Args:
+        shape: height and width of the frames of a sheet that is still to be drawn.
+    """
     stride, segment, sheet = shown_stride(info.fps), candidate.segment, candidate.sheet
-    path = directory / f"{number:04d}.npz"
+    path = directory / f"{clip_name(number)}.npz"
     save_segment(path, segment)
     row: dict[str, Any] = {
         "path": path.relative_to(session.path).as_posix(), "fps": info.fps / stride, "steps": len(segment.rewards),
@@ -318,9 +331,15 @@ def write_clip(session: Session, directory: Path, number: int, candidate: Candid
         row["ended_frame"] = -(-int(segment.absorbing.argmax()) // stride)
     if sheet is not None:
         write_atomic(path.with_suffix(".png"), sheet.png)
-        row |= {"sheet": path.with_suffix(".png").relative_to(session.path).as_posix(), "columns": sheet.columns}
-        row |= {"frame_width": sheet.frame_width, "frame_height": sheet.frame_height, "frames": sheet.frames}
-    return row
+        shown = (sheet.frame_width, sheet.frame_height, sheet.columns, sheet.frames)
+    elif shape is not None:
+        frames = shown_frames(segment, stride)
+        laid = layout(frames, *shape)
+        shown = (laid.width, laid.height, laid.columns, frames)
+    else:
+        return row
+    row |= zip(("frame_width", "frame_height", "columns", "frames"), shown, strict=True)
+    return row | {"sheet": path.with_suffix(".png").relative_to(session.path).as_posix()}
 
 
 def collect(
@@ -328,6 +347,9 @@ def collect(
     longer: float = 1.0, differ: bool = False,
 ) -> None:  # fmt: skip
     """Collects the pairs of a round: after it, and not before, they are in the database, files and all.
+
+    Where a person waits and the environment repeats itself, only the first pair is drawn by then: drawing.draw_rest
+    does the others.
 
     Args:
         attempt: which batch of this round; an earlier one taught nothing, or the person wanted another.
@@ -345,7 +367,9 @@ def collect(
     rendering = config.labeler == "human" or config.render
     needs_ram = info.kind == "atari" and bool(config.score)
 
-    whole = pool + 2 * fresh * (rendering or needs_ram)  # candidates, then the chosen ones again to be drawn
+    first_alone = config.labeler == "human" and not needs_ram and repeats_itself(config)
+    # candidates, then the chosen ones again to be drawn
+    whole = pool + (2 if first_alone else 2 * fresh * (rendering or needs_ram))
 
     def drawn(n: int, _total: int) -> None:
         report(pool + n, whole)
@@ -360,10 +384,15 @@ def collect(
         chosen = sorted({i for row in rows for i in (row["left"], row["right"])})
         if film or not (rendering or needs_ram):
             break
-        if play_again([candidates[i] for i in chosen], config, shown_stride(info.fps), rendering, drawn):
+        now = [rows[0]["left"], rows[0]["right"]] if first_alone else chosen
+        if play_again([candidates[i] for i in now], config, shown_stride(info.fps), rendering, drawn):
             break
     position = {index: n for n, index in enumerate(chosen)}
-    clips = [write_clip(session, directory, n, candidates[index], info) for n, index in enumerate(chosen)]
+    shape = candidates[rows[0]["left"]].shape if first_alone else None
+    clips = [write_clip(session, directory, n, candidates[index], info, shape) for n, index in enumerate(chosen)]
+    later = {clip_name(n): c for n, index in enumerate(chosen) if (c := candidates[index]).sheet is None}
+    if shape is not None and later:
+        postpone(session.undrawn(number, attempt), later, shape)
     pairs = [{**row, "left": position[row["left"]], "right": position[row["right"]]} for row in rows]
     for old in repeats:
         p_left = None if old.p_left is None else 1 - old.p_left

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from rlhf_gym import checkpoints, collect, evaluate, labelers, verdicts
+from rlhf_gym import checkpoints, collect, drawing, evaluate, labelers, verdicts
 from rlhf_gym.checkpoints import Damaged, Snapshot, load_state, save_state
 from rlhf_gym.config import Config, UserError, flag
 from rlhf_gym.control import Control, Replanned
@@ -97,6 +97,8 @@ def run(
                     if (where := look(loop)).phase == "finished":
                         loop.before(where.round + 1)  # whether it can go on from there, one day
                         break
+                    if where.phase == "label":
+                        draw_rest(loop, where)
                     if where.phase not in ("collect", "record"):
                         record(loop, where.round - 1)
                     PHASES[where.phase](loop, where)
@@ -225,6 +227,16 @@ def collect_pairs(loop: Loop, where: Where) -> None:
                     raise
                 longer = max(1.0, longer / LONGER)
                 loop.monitor.say(f"{error} Trying clips that are {longer:.2g} times as long as at first.")
+
+
+def draw_rest(loop: Loop, where: Where) -> None:
+    """Draws the clips that the person does not look at yet; does nothing if that is done."""
+    if not loop.session.undrawn(where.round, where.attempt).exists():
+        return
+    with loop.monitor.phase(where.round, "collect", "clips") as report:
+        trouble = drawing.draw_rest(loop.session, loop.config, loop.info, where.round, where.attempt, report)
+    for sentence in trouble:
+        loop.monitor.say(sentence)
 
 
 def label(loop: Loop, where: Where) -> None:

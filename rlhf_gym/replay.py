@@ -27,13 +27,14 @@ class Candidate:
     prefix: list[np.ndarray]  # the episode's actions before the segment
     resets: dict[int, int]  # with hidden episode ends: a new episode with this seed begins at this step
     sheet: Sheet | None = None
+    shape: tuple[int, int] | None = None  # height and width of the environment's frames, once drawn
 
 
 class Player:
     """A twin that plays episodes again and sees exactly what was seen."""
 
     def __init__(self, config: Config, render: bool) -> None:
-        self._twin = Twin(config, render)
+        self._twin, self._score = Twin(config, render), config.score
         self._obs = np.empty(0)
         self._info: dict[str, Any] = {}
 
@@ -52,7 +53,8 @@ class Player:
         return self._twin.frame()
 
     def ram(self) -> np.ndarray | None:
-        return self._info.get("ram")
+        """The console's memory, where there is one and a score function may ask for it."""
+        return self._info.get("ram") if self._score else None
 
     def close(self) -> None:
         self._twin.close()
@@ -63,6 +65,7 @@ class QuickPlayer:
 
     def __init__(self, config: Config, render: bool) -> None:
         self._game, self._skip = AtariAgain(config, render), atari_settings(config, 1)["frameskip"]
+        self._score = config.score
 
     def reset(self, seed: int, segment: Segment, step: int, before: int) -> None:
         frames = int(segment.infos["episode_frame_number"][step]) - self._skip * (before + 1)
@@ -77,27 +80,34 @@ class QuickPlayer:
     def frame(self) -> np.ndarray:
         return self._game.frame()
 
-    def ram(self) -> np.ndarray:
-        return self._game.ram()
+    def ram(self) -> np.ndarray | None:
+        return self._game.ram() if self._score else None
 
     def close(self) -> None:
         pass  # nothing is held
 
 
-def play_again(candidates: Sequence[Candidate], config: Config, stride: int, frames: bool, report: Report) -> bool:
+def play_again(
+    candidates: Sequence[Candidate], config: Config, stride: int, frames: bool, report: Report,
+    shape: tuple[int, int] | None = None,
+) -> bool:  # fmt: skip
     """Plays candidates again to render them (and, on Atari, to read the console's RAM), filling them in.
+
+    Args:
+        shape: as of make_sheet.
 
     Returns:
         False if an environment did not repeat itself, so that what would be seen is not what was played.
     """
     quick = is_atari(config) and config.frameskip > 1  # else what the agent sees is another thing
     players: list[type[Player | QuickPlayer]] = [QuickPlayer, Player] if quick else [Player]
-    return any(play(candidates, make(config, frames), stride, frames, report) for make in players)
+    return any(play(candidates, make(config, frames), stride, frames, report, shape) for make in players)
 
 
 def play(
-    candidates: Sequence[Candidate], player: Player | QuickPlayer, stride: int, frames: bool, report: Report
-) -> bool:
+    candidates: Sequence[Candidate], player: Player | QuickPlayer, stride: int, frames: bool, report: Report,
+    shape: tuple[int, int] | None = None,
+) -> bool:  # fmt: skip
     """As play_again, by this player."""
     playing, played = -1, 0  # the episode the player is in, and its steps so far: many clips may come from one
     drawing: Future[None] | None = None  # of the clip before, while this one is played: one at a time, for memory
@@ -127,7 +137,7 @@ def play(
                 segment.infos["ram"] = np.stack(rams)
             if drawing is not None:
                 drawing.result()
-            drawing = pool.submit(draw, c, seen) if frames else None
+            drawing = pool.submit(draw, c, seen, shape) if frames else None
             ended = c.resets or segment.absorbing.any()
             playing, played = (-1, 0) if ended else (c.seed, len(c.prefix) + len(segment.rewards))
             report(n, len(candidates))
@@ -139,5 +149,5 @@ def play(
     return True
 
 
-def draw(candidate: Candidate, frames: Sequence[np.ndarray]) -> None:
-    candidate.sheet = make_sheet(frames)
+def draw(candidate: Candidate, frames: Sequence[np.ndarray], shape: tuple[int, int] | None) -> None:
+    candidate.sheet, candidate.shape = make_sheet(frames, shape), frames[0].shape[:2]

@@ -10,7 +10,7 @@ import io
 import itertools
 import math
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,11 @@ def save_segment(path: Path, segment: Segment) -> None:
     if segment.observations.dtype == np.uint8 and segment.observations.ndim == 4:
         frames = unstack(segment.observations[: _shown(segment.absorbing)])
     arrays |= {"observations": segment.observations} if frames is None else {"frames": frames}
+    write_arrays(path, arrays)
+
+
+def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
+    """Writes an .npz, whole or not at all."""
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
     write_atomic(path, buffer.getvalue())
@@ -72,7 +77,7 @@ def load_clip(session: Session, clip: Clip) -> Segment:
 def _read(path: Path) -> Segment:
     if path.stat().st_size > MAX_BYTES:
         raise ValueError(f"it is larger than {MAX_BYTES} bytes")
-    arrays = _arrays(path.read_bytes())
+    arrays = parse_arrays(path.read_bytes())
     absorbing = arrays["absorbing"]
     steps = len(absorbing)
     if absorbing.shape != (steps,) or absorbing.dtype != bool or not steps or np.any(absorbing[:-1] > absorbing[1:]):
@@ -94,7 +99,7 @@ def _read(path: Path) -> Segment:
     return Segment(observations, arrays["actions"], arrays["rewards"], absorbing, infos)
 
 
-def _arrays(data: bytes) -> dict[str, np.ndarray]:
+def parse_arrays(data: bytes) -> dict[str, np.ndarray]:
     """All arrays of an .npz, so that every checksum and name is looked at; none larger than it says or than is sane."""
     arrays = {}
     with zipfile.ZipFile(io.BytesIO(data)) as file:

@@ -28,20 +28,37 @@ class Sheet:
     frames: int
 
 
+@dataclass(frozen=True)
+class Layout:
+    """How a number of frames stand on a sheet."""
+
+    width: int  # of one frame there
+    height: int
+    columns: int
+
+
+def layout(frames: int, height: int, width: int) -> Layout:
+    """For frames of this size, scaled down to what a browser holds easily."""
+    scale = min(1.0, MAX_SIDE / max(height, width), (MAX_SHEET_PIXELS / frames / (height * width)) ** 0.5)
+    w, h = max(1, round(width * scale)), max(1, round(height * scale))
+    return Layout(w, h, min(frames, max(1, round((frames * h / w) ** 0.5))))
+
+
 def shown_stride(fps: float) -> int:
     """Every how many steps a frame is shown."""
     return max(1, round(fps / MAX_SHOWN_FPS))
 
 
-def make_sheet(frames: Sequence[np.ndarray]) -> Sheet:
-    """Lays frames (H, W, 3) out on one PNG of 256 colours, scaled down to what a browser holds easily.
+def make_sheet(frames: Sequence[np.ndarray], shape: tuple[int, int] | None = None) -> Sheet:
+    """Lays frames (H, W, 3) out on one PNG of 256 colours.
 
     A sheet decodes faster than any video and is exact to the frame in every browser (docs/benchmarks.md).
+
+    Args:
+        shape: height and width for which to lay it out; None: those of the first frame.
     """
-    height, width = frames[0].shape[:2]
-    scale = min(1.0, MAX_SIDE / max(height, width), (MAX_SHEET_PIXELS / len(frames) / (height * width)) ** 0.5)
-    size = max(1, round(width * scale)), max(1, round(height * scale))
-    columns = min(len(frames), max(1, round((len(frames) * size[1] / size[0]) ** 0.5)))
+    laid = layout(len(frames), *(shape or frames[0].shape[:2]))
+    size, columns = (laid.width, laid.height), laid.columns
     rows = -(-len(frames) // columns)
     frames = [frame if frame.shape[1::-1] == size else shrink(frame, size) for frame in frames]
     places = [(i // columns * size[1], i % columns * size[0]) for i in range(len(frames))]
@@ -73,7 +90,7 @@ def few_colors(
     """
     palette = Palette()
     sheet = np.zeros(shape, np.uint8)
-    height, width = frames[0].shape[:2]
+    height, width = frames[0].shape[:2]  # all have the size that they have on the sheet
     channels, number = np.zeros((height, width, 4), np.uint8), np.empty((height, width), np.uint16)
     for frame, (top, left) in zip(frames, places, strict=True):
         for i in range(3):

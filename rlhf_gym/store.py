@@ -139,6 +139,14 @@ class Session(Rows):
         batches = sorted({(c["round"], c["attempt"]) for c in clips if {"round", "attempt"} <= set(c)})
         self.insert_batch(clips, pairs, {batch: bytes_below(self.clip_directory(*batch)) for batch in batches})
 
+    def undrawn(self, number: int, attempt: int) -> Path:
+        """How to play those clips of a batch again that are drawn while the person labels; gone once all are."""
+        return self.clip_directory(number, attempt) / "undrawn.npz"
+
+    def measure_batch(self, number: int, attempt: int) -> None:
+        """Stores what the files of a batch take, as add_batch did when some were still to come."""
+        self.put_metrics(number, "collect", attempt, {CLIP_BYTES: bytes_below(self.clip_directory(number, attempt))})
+
     def clear_batch_files(self, number: int, attempt: int) -> Path:
         """An empty directory for a batch's clips: what a killed collect phase left there goes."""
         directory = self.clip_directory(number, attempt)

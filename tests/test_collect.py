@@ -362,7 +362,7 @@ def test_ram_is_in_the_infos_of_atari_where_there_is_a_score(tmp_path, score):
 @pytest.mark.parametrize("limit", [400, 203])  # of frames: at the end of a step, and in the middle of one
 def test_the_memory_is_what_it_was_after_each_step(limit):
     settings = dict(frameskip=8, image_size=42, env_kwargs={"max_num_frames_per_episode": limit}, noop_max=3)
-    snapshot, config, _ = made("ALE/Pong-v5", **settings)
+    snapshot, config, _ = made("ALE/Pong-v5", score="a:score", **settings)
     candidates = gathered(snapshot, 6, 5)
     assert replay.play_again(candidates, config, 1, False, lambda *_: None)
     twin = Twin(config, render=False)
@@ -568,7 +568,7 @@ def test_a_further_batch_of_longer_clips(tmp_path):
 @pytest.mark.parametrize("game", ["Pong", "Breakout", "Qbert"])
 def test_the_quick_player_draws_what_the_exact_one_draws(game):
     """Terminations, no-ops, several clips of one episode, frames of steps that end early: all of it is in here."""
-    snapshot, config, _ = made(f"ALE/{game}-v5", clip_seconds=1.7, num_envs=4)
+    snapshot, config, _ = made(f"ALE/{game}-v5", clip_seconds=1.7, num_envs=4, score="a:score")
     candidates = gathered(snapshot, 40 if game == "Breakout" else 8, 26)
     pictures = []
     for make in (replay.QuickPlayer, replay.Player):

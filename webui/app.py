@@ -1,6 +1,7 @@
 """The pages and their HTTP API: `create_app(data_dir)`. Each route parses, asks the store once, and renders."""
 
 import asyncio
+import os
 import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -36,6 +37,7 @@ from webui.state import (
     Sessions,
     State,
     counts_from,
+    is_undrawn,
     read_batch,
     read_goals,
     read_recent,
@@ -260,23 +262,41 @@ def create_app(
         """Every goal this session has had, oldest first."""
         return read_goals(found.session)
 
-    @app.get("/api/s/{session}/clips/{clip}.png", response_class=FileResponse)
+    @app.get(
+        "/api/s/{session}/clips/{clip}.png",
+        response_class=FileResponse,
+        responses={204: {"description": "still to be drawn"}},
+    )
     def clip_sheet(found: Found, clip: Annotated[int, PathParameter(ge=1, le=MAX_ID)], v: str = "") -> Response:
-        """The sprite sheet of a clip (see Clip); the addresses that the API gives out may be kept for ever."""
+        """The sprite sheet of a clip (see Clip); the addresses that the API gives out may be kept for ever.
+
+        204 while it is still to be drawn, which begins with the first pairs of a batch: ask again.
+        """
         row = found.session.clips([clip]).get(clip)
         path = sheet_path(found.session, row) if row else None
+        if row is not None and is_undrawn(found.session, row):
+            return Response(status_code=204, headers={"Retry-After": "1", "Cache-Control": "no-store"})
         if row is None or path is None:
             raise HTTPException(404, f"Session {found.session.name!r} has no picture of a clip {clip}.")
         current = v == sheet_version(found.session, row)
         caching = "private, max-age=31536000, immutable" if current else "private, no-cache"
         return FileResponse(path, media_type="image/png", headers={"Cache-Control": caching})
 
-    @app.get("/api/s/{session}/videos/{name}.mp4", response_class=FileResponse)
+    @app.get(
+        "/api/s/{session}/videos/{name}.mp4",
+        response_class=FileResponse,
+        responses={204: {"description": "none at this moment"}},
+    )
     def video(found: Found, name: Annotated[str, PathParameter(pattern=r"^(live|start|r\d{3,9})$")]) -> Response:
-        """A video of the agent after a round: start, r000, r001 …, or live; answers byte ranges."""
+        """A video of the agent after a round: start, r000, r001 …, or live; answers byte ranges.
+
+        204 where a live one that the state still told of has made room: the next comes soon.
+        """
         number = int(name[1:]) if name[0] == "r" else store.START
         video = found.session.live_video() if name == "live" else found.session.video(number)
         path = found.session.file(f"videos/{name}.mp4")
+        if name == "live" and not os.path.lexists(video):
+            return Response(status_code=204, headers={"Cache-Control": "no-store"})
         if path is None or video.name != path.name:
             raise HTTPException(404, f"Session {found.session.name!r} has no video {name}.mp4.")
         return FileResponse(path, media_type="video/mp4", headers={"Cache-Control": "private, no-cache"})

@@ -436,6 +436,8 @@ def show_pairs(session: Session, pairs: Sequence[store.Pair]) -> list[Pair]:
 
 def show_clip(session: Session, clip: store.Clip) -> Clip:
     version = sheet_version(session, clip)
+    if version is None and is_undrawn(session, clip):
+        version = "soon"
     return Clip(
         id=clip.id,
         url=version and f"/api/s/{session.name}/clips/{clip.id}.png?v={version}",
@@ -454,6 +456,14 @@ def sheet_path(session: Session, clip: store.Clip) -> Path | None:
     if sheet is None or not sheet.startswith("clips/") or not sheet.endswith(".png"):
         return None
     return session.file(sheet)
+
+
+def is_undrawn(session: Session, clip: store.Clip) -> bool:
+    """Whether a clip's sheet is still to come."""
+    return (
+        clip.sheet is not None and sheet_path(session, clip) is None
+        and session.undrawn(clip.round, clip.attempt).exists()
+    )  # fmt: skip
 
 
 def sheet_version(session: Session, clip: store.Clip) -> str | None:

@@ -1,6 +1,7 @@
 // Sprite sheets, fetched and decoded ahead, so that the next pair is on screen without waiting.
 
 const RETRY_MS = 1000;
+const DRAWN_MS = 150; // to ask again for a clip that is being drawn; later less often
 
 export class Sheets {
   #bitmaps = new Map(); // clip id -> { promise, bitmap }
@@ -43,16 +44,18 @@ export class Sheets {
 
 /** Tries until the sheet is there, as the server may be away for a while; null once nobody wants it. */
 async function fetchBitmap(clip, unwanted) {
-  while (!unwanted()) {
+  for (let tries = 1; !unwanted(); tries++) {
+    let wait = RETRY_MS;
     try {
       if (!clip.url) return await blank(clip);
       const answer = await fetch(clip.url);
-      if (answer.ok) return await createImageBitmap(await answer.blob());
+      if (answer.status === 204) wait = Math.min(RETRY_MS, DRAWN_MS * 1.1 ** tries);
+      else if (answer.ok) return await createImageBitmap(await answer.blob());
       if (answer.status === 404) return await blank(clip);
     } catch {
       // no connection: try again
     }
-    await new Promise((resolve) => setTimeout(resolve, RETRY_MS));
+    await new Promise((resolve) => setTimeout(resolve, wait));
   }
   return null;
 }
