@@ -21,9 +21,11 @@ from torch import Tensor
 from rlhf_gym.config import Config
 
 if TYPE_CHECKING:
+    from rlhf_gym.labels import Labels
     from rlhf_gym.train import Agent, RewardModel, Rollout
 
 BETA1, BETA2, EPS = 0.9, 0.999, 1e-5  # of Adam, as in train.train_agent
+CACHED_IMAGES = 400  # of an update of the reward model at once (docs/benchmarks.md)
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # names in malloc.h
 
 
@@ -57,6 +59,15 @@ def keep_memory() -> None:
         if not libc.mallopt(M_MMAP_THRESHOLD, 1 << 30):
             libc.mallopt(M_MMAP_THRESHOLD, 1 << 25)  # the most that older versions take
         libc.mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
+
+
+def parts(pairs: Tensor, model: RewardModel, labels: Labels) -> tuple[Tensor, ...]:
+    """A batch of pairs in parts whose gradients add up to the batch's, up to rounding: on a CPU, of images, what a part
+    takes stays in the cache. Vectors are slower that way."""
+    if not (model.fast and model.image and model.scale.device.type == "cpu"):
+        return (pairs,)
+    images = int(labels.live[labels.left[pairs]].sum() + labels.live[labels.right[pairs]].sum()) / len(pairs)
+    return pairs.split(max(1, round(CACHED_IMAGES / images)))
 
 
 @functools.cache

@@ -329,10 +329,10 @@ def train_reward(
         if len(order) < batch:
             order = torch.cat([order, torch.randperm(count, generator=generator)])
         pairs, order = order[:batch], order[batch:]
-        loss = label_loss(pair_logits(model, labels, pairs, device), target[pairs], config.assumed_mistake_rate)
-        total = (loss * weight[:, pairs]).sum() / batch
         optimizer.zero_grad()
-        total.backward()
+        for part in fast.parts(pairs, model, labels):
+            loss = label_loss(pair_logits(model, labels, part, device), target[part], config.assumed_mistake_rate)
+            ((loss * weight[:, part]).sum() / batch).backward()
         optimizer.step()
         if save is not None and (step + 1) % save_every == 0 and step + 1 < steps:
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "order": order}

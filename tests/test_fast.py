@@ -13,6 +13,7 @@ import itertools
 
 import pytest
 import torch
+from test_train import random_labels
 
 from rlhf_gym import fast, train
 from rlhf_gym.config import Config
@@ -221,3 +222,31 @@ def test_without_it_all_is_plain():
     agent = Agent(IMAGE, config)
     assert fast.prepare(agent, config, CPU) is None
     assert agent.trunk[0].weight.is_contiguous()
+
+
+@pytest.mark.parametrize("images", [1, 25, 400])
+def test_the_gradients_of_parts_add_up(images, monkeypatch):
+    """Of one pair at a time, of several, of all at once; one pair has no weight for one member, clips have ends."""
+    labels = random_labels(7, 2, IMAGE, 6)
+    pairs = torch.tensor([5, 0, 3, 2, 6])
+    target, weight = labels.target, labels.weight * torch.rand_like(labels.weight)
+    monkeypatch.setattr(fast, "CACHED_IMAGES", images)
+    gradients = []
+    for on in (True, False):
+        torch.manual_seed(1)
+        model = RewardModel(IMAGE, Config(fast=on, ensemble_size=2))
+        parts = fast.parts(pairs, model, labels)
+        assert torch.equal(torch.cat(parts), pairs)
+        assert len(parts) == {1: 5, 25: 3, 400: 1}[images] if on else parts == (pairs,)
+        for part in parts:
+            loss = train.label_loss(train.pair_logits(model, labels, part, CPU), target[part], 0.1)
+            ((loss * weight[:, part]).sum() / len(pairs)).backward()
+        gradients.append([p.grad for p in model.parameters()])
+    for a, b in zip(*gradients, strict=True):
+        assert (a - b).abs().max() <= 1e-4 * b.abs().max() + 1e-6
+
+
+def test_vectors_are_taken_whole():
+    labels = random_labels(7)
+    pairs = torch.arange(7)
+    assert fast.parts(pairs, RewardModel(DISCRETE, Config()), labels) == (pairs,)
