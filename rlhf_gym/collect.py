@@ -381,14 +381,15 @@ def collect(
             rewards = judge(snapshot.reward, snapshot.agent, [c.segment for c in candidates]).cpu().numpy()
         features = looks([c.segment for c in candidates]) if differ else None
         rows = choose_pairs(len(candidates), fresh, rewards, config.disagreement_fraction, rng, features)
-        chosen = sorted({i for row in rows for i in (row["left"], row["right"])})
+        first = [rows[0]["left"], rows[0]["right"]]  # whose picture stands for the session, too
+        chosen = first + sorted({i for row in rows for i in (row["left"], row["right"])} - set(first))
         if film or not (rendering or needs_ram):
             break
-        now = [rows[0]["left"], rows[0]["right"]] if first_alone else chosen
+        now = first if first_alone else chosen
         if play_again([candidates[i] for i in now], config, shown_stride(info.fps), rendering, drawn):
             break
     position = {index: n for n, index in enumerate(chosen)}
-    shape = candidates[rows[0]["left"]].shape if first_alone else None
+    shape = candidates[first[0]].shape if first_alone else None
     clips = [write_clip(session, directory, n, candidates[index], info, shape) for n, index in enumerate(chosen)]
     later = {clip_name(n): c for n, index in enumerate(chosen) if (c := candidates[index]).sheet is None}
     if shape is not None and later:

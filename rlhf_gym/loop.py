@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import math
+import os
 import threading
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -38,7 +39,7 @@ EVAL_SECONDS = 30.0
 MAX_CHECKPOINT_SECONDS = 60.0
 DOES = {
     "collect": "collect clips", "label": "label", "train_reward": "train the reward model",
-    "train_agent": "train the agent", "record": "record a video", "": "begin",
+    "train_agent": "train the agent", "record": "record a video", "draw": "draw clips", "": "begin",
 }  # fmt: skip
 
 
@@ -97,8 +98,7 @@ def run(
                     if (where := look(loop)).phase == "finished":
                         loop.before(where.round + 1)  # whether it can go on from there, one day
                         break
-                    if where.phase == "label":
-                        draw_rest(loop, where)
+                    draw_rest(loop, where)
                     if where.phase not in ("collect", "record"):
                         record(loop, where.round - 1)
                     PHASES[where.phase](loop, where)
@@ -231,10 +231,20 @@ def collect_pairs(loop: Loop, where: Where) -> None:
 
 def draw_rest(loop: Loop, where: Where) -> None:
     """Draws the clips that the person does not look at yet; does nothing if that is done."""
-    if not loop.session.undrawn(where.round, where.attempt).exists():
+    session, number, attempt = loop.session, where.round, where.attempt
+
+    def wanted() -> bool:
+        now = session.where()
+        return (now.phase, now.round, now.attempt) == ("label", number, attempt)
+
+    drawing.give_up_others(session, number, attempt)
+    if not os.path.lexists(session.undrawn(number, attempt)):
         return
-    with loop.monitor.phase(where.round, "collect", "clips") as report:
-        trouble = drawing.draw_rest(loop.session, loop.config, loop.info, where.round, where.attempt, report)
+    if not wanted():
+        drawing.give_up(session, number, attempt)
+        return
+    with loop.monitor.phase(number, "draw", "clips") as report:
+        trouble = drawing.draw_rest(session, loop.config, loop.info, number, attempt, report, wanted)
     for sentence in trouble:
         loop.monitor.say(sentence)
 

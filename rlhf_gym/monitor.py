@@ -119,7 +119,7 @@ class Monitor:
         if self.control is None:
             return
         self.control.check()
-        if self.control.paused() and self.name != "label":
+        if self.control.paused() and self.name not in ("label", "draw"):  # in which somebody labels
             self.page(paused=True)
             waited = self.control.wait()
             self.began, self.lined = self.began + waited, self.lined + waited  # speed is without the waiting

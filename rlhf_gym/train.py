@@ -323,22 +323,22 @@ def train_reward(
     elif not model.image:
         model.obs_mean.copy_(labels.obs.flatten(1).mean(0))
         model.obs_std.copy_(labels.obs.flatten(1).std(0, unbiased=False).clamp_min(1e-3))
-    weight, target = labels.weight.to(device), labels.target.to(device)
+    weight, target, mistakes = labels.weight.to(device), labels.target.to(device), config.assumed_mistake_rate
     model.train()
     for step in range(begin, steps):
         if len(order) < batch:
             order = torch.cat([order, torch.randperm(count, generator=generator)])
-        pairs, order = order[:batch], order[batch:]
+        pairs, order, losses = order[:batch], order[batch:], list[Tensor]()
         optimizer.zero_grad()
         for part in fast.parts(pairs, model, labels):
-            loss = label_loss(pair_logits(model, labels, part, device), target[part], config.assumed_mistake_rate)
-            ((loss * weight[:, part]).sum() / batch).backward()
+            losses.append(label_loss(pair_logits(model, labels, part, device), target[part], mistakes))
+            ((losses[-1] * weight[:, part]).sum() / batch).backward()
         optimizer.step()
         if save is not None and (step + 1) % save_every == 0 and step + 1 < steps:
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "order": order}
             save({**state, "generator": generator.get_state(), "step": step + 1})
         if report is not None and ((step + 1) % max(1, steps // 10) == 0 or step + 1 == steps):
-            report(step + 1, steps, {"reward/loss": float(loss.detach().mean())})
+            report(step + 1, steps, {"reward/loss": float(torch.cat(losses, 1).detach().mean())})
     model.eval()
     with torch.no_grad():
         rows = torch.arange(len(labels.actions)).split(256 if model.image else 8192)
@@ -346,7 +346,7 @@ def train_reward(
         model.fit_scale(raw, int(labels.ended.sum()), config.gamma)
         model.scale *= (weight * (target != 0.5)).sum(1) > 0  # a member that saw no decided pair knows nothing
         labels.logits = logits = pair_logits(model, labels, torch.arange(count), device, raw)
-    return reward_metrics(logits, target, weight, config.assumed_mistake_rate)
+    return reward_metrics(logits, target, weight, mistakes)
 
 
 def reward_metrics(logits: Tensor, target: Tensor, weight: Tensor, mistake_rate: float) -> dict[str, float]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -15,7 +17,9 @@ from test_collect import pixels
 from test_curves import until
 from test_webui import API, client, press, serve, shown
 
-from rlhf_gym import catalog, checkpoints, collect, drawing, envs
+import webui.app
+import webui.state
+from rlhf_gym import catalog, checkpoints, collect, drawing, envs, tables
 from rlhf_gym.checkpoints import Snapshot
 from rlhf_gym.config import Config, resolve
 from rlhf_gym.envs import EnvInfo
@@ -146,19 +150,65 @@ def test_an_environment_that_may_not_repeat_itself_is_drawn_before_anybody_looks
     session.close()
 
 
-@pytest.mark.parametrize("damage", [b"", b"PK\3\4 and no more", None])
+@pytest.mark.parametrize(
+    "damage",
+    [b"", b"PK\3\4 and no more", {"0003_prefix": None}, {"shape": [0, 0]}, {"shape": [5, -5]}, {"shape": [10**6, 1]},
+     {"shape": [1, 2, 3]}],
+)  # fmt: skip
 def test_a_damaged_note_costs_the_pictures_alone(damage, tmp_path):
     session, config, info = collected(tmp_path, "CartPole-v1")
     path = session.undrawn(0, 0)
-    if damage is None:
-        with np.load(path) as arrays:
-            np.savez(path, **{k: v for k, v in arrays.items() if not k.endswith("prefix")})
-    else:
-        path.write_bytes(damage)
+    rewrite(path, damage) if isinstance(damage, dict) else path.write_bytes(damage)
     (sentence,) = draw(session, config, info)
-    assert "cannot be read" in sentence
+    assert "is damaged" in sentence
     assert not path.exists()
     assert there(session)[1:] == [[False, False]] * 5
+    session.close()
+
+
+def rewrite(path: Path, changes: dict[str, Any]) -> None:
+    with np.load(path) as arrays:
+        known = {**arrays, **changes}
+    np.savez(path, **{k: v for k, v in known.items() if v is not None})
+
+
+def test_an_action_that_cannot_be_costs_its_own_picture(tmp_path):
+    session, config, info = collected(tmp_path, "CartPole-v1")
+    clip = session.clips()[session.pairs(0, 0)[3].left_clip]
+    rewrite(session.undrawn(0, 0), {f"{Path(clip.path).stem}_prefix": np.array([77])})
+    sentences = draw(session, config, info)
+    assert "1 clips have no picture" in sentences[-1]
+    assert [pair.count(False) for pair in there(session)] == [0, 0, 0, 1, 0, 0]
+    session.close()
+
+
+@pytest.mark.parametrize("kind", ["directory", "pipe", "link"])
+def test_a_note_that_is_no_plain_file_is_not_read(kind, tmp_path):
+    session, config, info = collected(tmp_path, "CartPole-v1")
+    path = session.undrawn(0, 0)
+    path.rename(tmp_path / "elsewhere.npz")
+    {"directory": path.mkdir, "pipe": lambda: os.mkfifo(path), "link": lambda: path.symlink_to("/dev/zero")}[kind]()
+    assert draw(session, config, info) == []
+    assert not os.path.lexists(path)
+    assert there(session)[1:] == [[False, False]] * 5
+    session.close()
+
+
+@pytest.mark.parametrize("where", ["{out}", "../victim.png", "clips/r000/../../config.json", "clips/r009/0001.png"])
+def test_no_row_makes_it_write_elsewhere(where, tmp_path):
+    session, config, info = collected(tmp_path, "CartPole-v1")
+    victims = [tmp_path / "victim.png", tmp_path / "victim.pt", session.path / "config.json"]
+    for victim in victims[:2]:
+        victim.write_bytes(b"the user's")
+    before = [v.read_bytes() for v in victims]
+    clip = session.pairs(0, 0)[2].left_clip
+    with session.write() as db:
+        row = tables.clip_table.update().where(tables.clip_table.c.id == clip)
+        db.execute(row.values(sheet=where.format(out=victims[1])))
+    assert draw(session, config, info) == []
+    assert [v.read_bytes() for v in victims] == before
+    assert not (session.path / "clips" / "r009").exists()
+    assert [pair.count(True) for pair in there(session)][3:] == [2, 2, 2]
     session.close()
 
 
@@ -172,15 +222,91 @@ def test_a_damaged_clip_costs_its_own_picture(tmp_path):
     session.close()
 
 
-def test_an_environment_that_stopped_repeating_itself_is_told(tmp_path, monkeypatch):
+def test_a_clip_that_does_not_repeat_itself_takes_no_other_along(tmp_path, monkeypatch):
     session, config, info = collected(tmp_path, "CartPole-v1")
     clip = session.clips()[session.pairs(0, 0)[2].right_clip]
     monkeypatch.setattr(drawing, "load_clip", lambda session, c: moved(load_clip(session, c), c.id == clip.id))
-    sentences = draw(session, config, info)
-    assert sentences
-    assert all("did not repeat itself" in s for s in sentences)
-    assert there(session)[2] != [True, True]
+    (sentence,) = draw(session, config, info)
+    assert sentence == "CartPole-v1 did not repeat itself: 1 clips have no picture, skip their pairs."
+    assert there(session) == [[True, True]] * 2 + [[True, False]] + [[True, True]] * 3
     session.close()
+
+
+def test_what_fails_for_the_moment_costs_nothing(tmp_path, monkeypatch):
+    session, config, info = collected(tmp_path, "CartPole-v1")
+    with monkeypatch.context() as m, pytest.raises(OSError, match="Too many"):
+        m.setattr(drawing, "read", raiser(OSError(24, "Too many open files")))
+        draw(session, config, info)
+    assert session.undrawn(0, 0).exists()
+    assert draw(session, config, info) == []
+    assert all(all(pair) for pair in there(session))
+    session.close()
+
+
+def raiser(error: Exception) -> Any:
+    def fail(*_: Any) -> None:
+        raise error
+
+    return fail
+
+
+def test_what_nobody_looks_at_any_more_is_not_drawn(tmp_path):
+    session, config, info = collected(tmp_path, "CartPole-v1")
+    asked = iter([True, False])
+    assert drawing.draw_rest(session, config, info, 0, 0, lambda *_: None, lambda: next(asked)) == []
+    assert there(session) == [[True, True]] * 2 + [[False, False]] * 4
+    assert not session.undrawn(0, 0).exists()
+    (taken,) = session.metrics(CLIP_BYTES)
+    assert taken["value"] == sum(map(len, contents(session).values()))
+    session.close()
+
+
+def test_of_batches_that_are_over_no_clip_is_still_to_come(tmp_path):
+    session, *_ = collected(tmp_path, "CartPole-v1")
+    snapshot, config, info = made("CartPole-v1")
+    collect.collect(session, snapshot, config, info, 0, 1, lambda *_: None)
+    drawing.give_up_others(session, 0, 1)
+    assert [session.undrawn(0, attempt).exists() for attempt in (0, 1)] == [False, True]
+    drawing.give_up_others(session, 1, 0)
+    assert not session.undrawn(0, 1).exists()
+    session.close()
+
+
+def test_the_session_has_a_picture_from_the_first_pair_on(tmp_path):
+    session, *_ = collected(tmp_path, "CartPole-v1")
+    clip = session.newest_picture()
+    assert clip is not None
+    assert session.file(clip.sheet or "") is not None
+    session.close()
+
+
+def test_half_a_sheet_is_cleared_up(tmp_path):
+    session, *_ = collected(tmp_path, "CartPole-v1")
+    half, users = session.clip_directory(0, 0) / ".0003.png-a8x", session.clip_directory(0, 0) / ".mine"
+    half.write_bytes(b"x")
+    users.write_bytes(b"x")
+    session.clear_leftovers()
+    assert (half.exists(), users.exists(), session.undrawn(0, 0).exists()) == (False, True, True)
+    session.close()
+
+
+class Still(gymnasium.Wrapper):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("env_id", "known"),
+    [("CartPole-v1", True), ("ALE/Pong-v5", True), ("rlhf_gym/Dot-v0", True), ("drawing/Wrapped-v0", False),
+     ("test_drawing:CartPole-v1", False), ("test_collect:collect/Film-v0", False)],
+)  # fmt: skip
+def test_only_what_we_know_is_trusted_to_repeat_itself(env_id, known):
+    wrapper = gymnasium.envs.registration.WrapperSpec("Still", f"{__name__}:Still", {})
+    entry = "gymnasium.envs.classic_control.cartpole:CartPoleEnv"
+    gymnasium.register("drawing/Wrapped-v0", entry, additional_wrappers=(wrapper,))
+    try:
+        assert drawing.repeats_itself(Config(env_id=env_id)) == known
+    finally:
+        del gymnasium.registry["drawing/Wrapped-v0"]
 
 
 def moved(segment, by):
@@ -238,13 +364,38 @@ def test_a_sheet_that_is_still_to_come_is_asked_for_again(client, make_session):
     assert client.get(f"{API}/pairs").json()["pairs"][1]["right"]["url"] is None
 
 
+def test_a_sheet_that_comes_between_two_looks_is_there(client, make_session, monkeypatch):
+    session = make_session().session
+    path, png = undraw(session, 1)
+    url = client.get(f"{API}/pairs").json()["pairs"][1]["right"]["url"]
+    for module in (webui.app, webui.state):
+        monkeypatch.setattr(module, "is_coming", in_between(module.is_coming, session, path, png))
+        assert client.get(url).status_code == 200
+        path.unlink()
+        session.undrawn(0, 0).write_bytes(b"still to come")
+        assert client.get(f"{API}/pairs").json()["pairs"][1]["right"]["url"]
+
+
+def in_between(asked: Any, session: Session, path: Path, png: bytes) -> Any:
+    """As `asked`; after its answer the loop draws the clip and is done."""
+
+    def ask(*args: Any) -> bool:
+        answer = asked(*args)
+        path.write_bytes(png)
+        session.undrawn(0, 0).unlink(missing_ok=True)
+        return answer
+
+    return ask
+
+
 def test_the_page_waits_for_a_clip_and_shows_it_at_once(page, serve, make_session):
     session = make_session().session
     path, png = undraw(session, 1)
     page.goto(serve().page("cartpole-1"))
     first = shown(page)
     press(page, "ArrowLeft")
-    until(page, "document.getElementById('stage-note').textContent === 'Loading the clips …'")
+    until(page, "document.getElementById('stage-note').textContent.startsWith('Loading the clips …')")
+    assert "once the session goes on" in page.inner_text("#stage-note")  # as nothing runs here
     page.keyboard.press("ArrowLeft")  # of what nobody sees nothing is judged
     page.wait_for_timeout(500)
     assert [p.choice for p in session.pairs(0, 0)] == ["left"] + [None] * 5

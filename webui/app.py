@@ -37,7 +37,7 @@ from webui.state import (
     Sessions,
     State,
     counts_from,
-    is_undrawn,
+    is_coming,
     read_batch,
     read_goals,
     read_recent,
@@ -268,13 +268,14 @@ def create_app(
         responses={204: {"description": "still to be drawn"}},
     )
     def clip_sheet(found: Found, clip: Annotated[int, PathParameter(ge=1, le=MAX_ID)], v: str = "") -> Response:
-        """The sprite sheet of a clip (see Clip); the addresses that the API gives out may be kept for ever.
+        """The sprite sheet of a clip (see Clip); where the answer says so, it may be kept for ever.
 
         204 while it is still to be drawn, which begins with the first pairs of a batch: ask again.
         """
         row = found.session.clips([clip]).get(clip)
+        coming = row is not None and is_coming(found.session, row)
         path = sheet_path(found.session, row) if row else None
-        if row is not None and is_undrawn(found.session, row):
+        if path is None and coming:
             return Response(status_code=204, headers={"Retry-After": "1", "Cache-Control": "no-store"})
         if row is None or path is None:
             raise HTTPException(404, f"Session {found.session.name!r} has no picture of a clip {clip}.")

@@ -30,7 +30,9 @@ class Clip(BaseModel):
     """
 
     id: int
-    url: str | None = Field(description="PNG sprite sheet, to be kept for ever; null where nothing was rendered")
+    url: str | None = Field(
+        description="PNG sprite sheet, answered by 204 while it is still to come; null where nothing was rendered"
+    )
     width: int = Field(description="of one frame, in pixels")
     height: int = Field(description="of one frame, in pixels")
     columns: int = Field(description="frames in a row of the sheet; its last row may be part empty")
@@ -435,9 +437,8 @@ def show_pairs(session: Session, pairs: Sequence[store.Pair]) -> list[Pair]:
 
 
 def show_clip(session: Session, clip: store.Clip) -> Clip:
-    version = sheet_version(session, clip)
-    if version is None and is_undrawn(session, clip):
-        version = "soon"
+    coming = is_coming(session, clip)
+    version = sheet_version(session, clip) or ("soon" if coming else None)
     return Clip(
         id=clip.id,
         url=version and f"/api/s/{session.name}/clips/{clip.id}.png?v={version}",
@@ -458,12 +459,9 @@ def sheet_path(session: Session, clip: store.Clip) -> Path | None:
     return session.file(sheet)
 
 
-def is_undrawn(session: Session, clip: store.Clip) -> bool:
-    """Whether a clip's sheet is still to come."""
-    return (
-        clip.sheet is not None and sheet_path(session, clip) is None
-        and session.undrawn(clip.round, clip.attempt).exists()
-    )  # fmt: skip
+def is_coming(session: Session, clip: store.Clip) -> bool:
+    """Whether a clip's sheet is still to come, if it is not there. To be asked first: it may come in between."""
+    return clip.sheet is not None and session.undrawn(clip.round, clip.attempt).exists()
 
 
 def sheet_version(session: Session, clip: store.Clip) -> str | None:

@@ -152,7 +152,9 @@ def bad_rows(path: Path) -> list[str]:
             found.append("a damaged database")
         files = [name for row in db.execute("SELECT path, sheet FROM clip") for name in row if name]
     db.close()
-    return found + [f"no file {name}" for name in files if not (path / name).is_file()]
+    missing = [name for name in files if not (path / name).is_file()]
+    coming = [n for n in missing if n.endswith(".png") and (path / n).with_name("undrawn.npz").exists()]
+    return found + [f"no file {name}" for name in missing if name not in coming]
 
 
 def strange_files(path: Path) -> list[str]:
@@ -160,6 +162,7 @@ def strange_files(path: Path) -> list[str]:
     with sqlite3.connect(path / "session.db") as db:
         known = {name for row in db.execute("SELECT path, sheet FROM clip") for name in row if name}
     db.close()
+    known |= {f"{directory}/undrawn.npz" for directory in {str(Path(name).parent) for name in known}}
     known |= {"config.json", "session.db", "session.db-wal", "session.db-shm", "loop.lock", "progress.json"}
     session = store.Session(path)
     trained = session.trained_rounds()

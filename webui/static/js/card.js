@@ -87,7 +87,7 @@ export class Card {
       if (!clip.url || canvas.width) continue;
       canvas.height = Math.min(clip.height, TALLEST);
       canvas.width = Math.round((canvas.height * clip.width) / clip.height);
-      await fetchPicture(canvas, clip);
+      if (!(await fetchPicture(canvas, clip))) canvas.width = canvas.height = 0; // later, perhaps
     }
   }
 

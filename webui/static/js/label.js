@@ -274,7 +274,8 @@ export class Labeling {
     }
     const sheets = this.#sheets.ready(pair);
     if (!sheets) {
-      this.#blank("Loading the clips …");
+      const away = this.#state?.running === false;
+      this.#blank(`Loading the clips …${away ? " What is not drawn yet comes once the session goes on." : ""}`);
       this.#sheets.load(pair).then(() => this.#queue[0] === pair && this.#shown !== pair && this.#show());
       return;
     }

@@ -126,16 +126,17 @@ function picture(canvas, clip, sheet) {
   canvas.getContext("2d").drawImage(sheet, ...place(clip), clip.width, clip.height, 0, 0, canvas.width, canvas.height);
 }
 
-/** After a reload: the sheet lies in the browser's cache; only one frame of it is kept. */
+/** After a reload: the sheet lies in the browser's cache; only one frame of it is kept. Whether that is drawn now. */
 export async function fetchPicture(canvas, clip) {
-  if (!clip.url) return;
+  if (!clip.url) return false;
   try {
     const answer = await fetch(clip.url, { priority: "low" });
-    if (!answer.ok) return;
+    if (answer.status !== 200) return false;
     const frame = await createImageBitmap(await answer.blob(), ...place(clip), clip.width, clip.height);
     canvas.getContext("2d").drawImage(frame, 0, 0, canvas.width, canvas.height);
     frame.close();
+    return true;
   } catch {
-    // without its picture it still says what was judged
+    return false; // without its picture it still says what was judged
   }
 }
