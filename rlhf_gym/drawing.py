@@ -97,17 +97,22 @@ def draw_rest(
             except UserError as error:
                 trouble.append(f"{error} It has no picture: skip its pair.")
 
-        def drawn(n: int, _total: int, before: int = done) -> None:
+        def write(group: list[tuple[Clip, Candidate]] = group) -> None:
+            for clip, candidate in group:
+                place = session.path / str(clip.sheet)
+                if candidate.sheet is not None and not place.exists():
+                    write_atomic(place, candidate.sheet.png)
+
+        def drawn(n: int, _total: int, before: int = done, write: Callable[[], None] = write) -> None:
+            write()  # the last one is still being drawn, in a thread
             report(before + n, len(waiting))
 
         if not replayed([candidate for _, candidate in group], config, info, shape, drawn, trouble):
             for _, candidate in group:  # one by one, so that one that does not repeat itself takes no other along
                 if candidate.sheet is None:
                     replayed([candidate], config, info, shape, drawn, trouble)
-        for clip, candidate in group:
-            if candidate.sheet is not None:
-                write_atomic(session.path / str(clip.sheet), candidate.sheet.png)
-            missing += candidate.sheet is None
+        write()
+        missing += sum(candidate.sheet is None for _, candidate in group)
         done += len(some)
     if missing:
         trouble.append(f"{config.env_id} did not repeat itself: {missing} clips have no picture, skip their pairs.")

@@ -92,7 +92,7 @@ def test_sheets_drawn_later_are_those_drawn_at_once(env_id, settings, tmp_path, 
     with pytest.raises(Enough):
         draw(session, config, info, 3)
     assert there(session)[1] == [True, True]  # the second pair comes second
-    assert there(session)[-1] == [False, False]
+    assert there(session)[-1] == [False, False] or pairs == 3  # then all may be
     assert draw(session, config, info) == []
     assert not session.undrawn(0, 0).exists()
 
