@@ -28,7 +28,11 @@ from webui.state import Open
 __all__ = ["client", "serve"]  # fixtures
 
 LABELS = "**/labels"  # where labels are posted
-REFUSED = r"ERR_FAILED|ERR_CONNECTION_REFUSED|ERR_CONNECTION_RESET|ERR_INCOMPLETE_CHUNKED|ERR_EMPTY_RESPONSE"
+# what Chromium says of a server that is killed, by how far its answer had come
+REFUSED = (
+    "ERR_FAILED|ERR_CONNECTION_REFUSED|ERR_CONNECTION_RESET|ERR_INCOMPLETE_CHUNKED|ERR_EMPTY_RESPONSE"
+    "|ERR_CONTENT_LENGTH_MISMATCH"
+)
 
 
 def open_tabs(context: Any, server: Any, *names: str) -> list[Any]:

@@ -579,7 +579,7 @@ def test_a_page_without_clips_asks_for_no_frames(page: Any, serve: Any, make_ses
     with loop.session.lock():
         page.goto(server.page("cartpole-1"))
         shown(page)
-        assert asked_in_a_moment() > 5
+        wait_for(lambda: asked_in_a_moment() > 5, 20)  # a busy machine draws few
         press(page, "ArrowLeft")
         page.wait_for_selector("#watch-view")
         page.wait_for_timeout(600)
@@ -587,7 +587,7 @@ def test_a_page_without_clips_asks_for_no_frames(page: Any, serve: Any, make_ses
         loop.record(0, 88.0)
         loop.collect(1, 2)
         shown(page)
-        assert asked_in_a_moment() > 5  # and again
+        wait_for(lambda: asked_in_a_moment() > 5, 20)  # and again
 
 
 def test_a_batch_by_keyboard_and_on_to_training_and_the_next(page: Any, serve: Any, make_session: Any) -> None:
