@@ -16,13 +16,15 @@ from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
 from processes import TINY
 
 from rlhf_gym import doctor
-from rlhf_gym.config import resolve
+from rlhf_gym.config import UserError, resolve
 from rlhf_gym.envs import EnvInfo
+from rlhf_gym.labelers import ScoredClip
 from rlhf_gym.train import RewardModel
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -542,3 +544,62 @@ def test_doctor_notices_a_full_disk(tmp_path, monkeypatch):
     monkeypatch.setattr(doctor, "LOW_DISK_GB", 1e9)
     with pytest.raises(RuntimeError, match=r"only [\d.]+ GB free"):
         doctor.try_disk(tmp_path)
+
+
+# scripts/bench/learning.py
+
+SHORT = (
+    "--seeds", "1", "--pairs-per-round", "4", "--clip-seconds", "0.5", "--agent-steps-per-round", "200", "--num-envs",
+    "2", "--num-steps", "32", "--num-minibatches", "2", "--update-epochs", "1", "--ensemble-size", "2", "--reward-steps",
+    "5", "--eval-episodes", "1", "--checkpoint-iterations", "2",
+)  # fmt: skip
+
+
+def test_the_benchmark_of_learning_measures_and_goes_on_where_it_stopped(tmp_path):
+    """As its own process: it starts others."""
+    out = tmp_path / "runs.jsonl"
+    command = [sys.executable, str(BENCH / "learning.py"), "cartpole", "fall", *SHORT, "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    runs = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [(r["task"], r["kind"], len(r["rounds"])) for r in runs] == [
+        ("cartpole", "labels", 4), ("cartpole", "true", 1), ("fall", "labels", 3),
+    ]  # fmt: skip
+    assert [r["labels"] for r in runs[0]["rounds"]] == [0, 4, 8, 12]
+    assert all(1 <= r["value"] <= 500 for run in runs for r in run["rounds"])
+    assert f"| 12 | {runs[0]['rounds'][3]['value']:.4g} (" in done.stdout
+    assert "| true reward |" in done.stdout
+    assert "**fall** (CartPole-v1; taste: fall; measured: length), 1 seeds" in done.stdout
+    again = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert again.stdout == done.stdout
+    assert again.stderr == ""  # nothing was run
+    assert len(out.read_text().splitlines()) == 3
+
+
+@pytest.mark.parametrize(
+    ("args", "says"), [(["cartpol"], "no task 'cartpol'"), (["fall", "--rounds", "0"], "--rounds 0 has no end")]
+)
+def test_what_the_benchmark_of_learning_cannot_do_is_told(args, says, monkeypatch):
+    learning = load(BENCH / "learning.py")
+    monkeypatch.setattr(sys, "argv", ["learning.py", *args])
+    with pytest.raises(UserError, match=says):
+        learning.main()
+
+
+def test_tastes_and_measures_score_by_hand():
+    tasks = load(BENCH / "tasks.py")
+
+    def clip(obs, ended=0):
+        obs = np.array(obs, float)
+        absorbing = np.arange(len(obs)) >= len(obs) - ended
+        return ScoredClip(obs, np.zeros(len(obs)), np.zeros(len(obs)), absorbing, [{}] * len(obs))
+
+    assert tasks.centred(clip([[1.2, 0], [0, 0], [2.4, 0]], ended=1)) == pytest.approx(1.5)
+    assert tasks.fall(clip([[0], [0], [0]], ended=2)) == 2
+    assert tasks.offset(clip([[-0.5], [0.1]])) == pytest.approx(0.3)
+    hanging, upright, level = [1, 0, 1, 0], [-1, 0, 1, 0], [0, 1, 1, 0]  # cos and sin of both angles
+    assert [tasks.tip_height(clip([o])) for o in (hanging, upright, level)] == pytest.approx([-2, 2, 0])
+    assert tasks.car_height(clip([[-np.pi / 6], [np.pi / 6]])) == pytest.approx(0)
+    for task in tasks.TASKS.values():
+        assert task.measure in ("return", "length") or callable(getattr(tasks, task.measure))
+        assert not task.taste or callable(getattr(tasks, task.taste))

@@ -9,6 +9,8 @@
 * stepping: random actions in Pong, agent steps/s; CleanRL's make_env (gymnasium and the wrappers of Stable-Baselines3).
 * cartpole: CartPole-v1 on the true reward until the mean of the last 100 episodes is 475.
 * mujoco: Hopper-v5 and HalfCheetah-v5 on the true reward, and the true return after so many steps.
+* returns: PPO on the true reward of five environments: the true return after so many steps, of 20 episodes on the
+  likeliest actions and of the last 100 episodes of training. Stable-Baselines3 has the settings of its zoo.
 * reward: an epoch of the reward ensemble on 500 pairs of Pong, in memory.
 * collect: a batch of 50 pairs, clips drawn: of Pong out of 250, of Hopper.
 * cli: whole commands.
@@ -40,8 +42,15 @@ ROOT = Path(__file__).resolve().parents[2]
 SIDES = Path(__file__).resolve().parent / "sides"
 OURS, CLEANRL, SB3 = "rlhf-gym", "CleanRL", "Stable-Baselines3"
 SOLVED = 475.0
+DISCRETE = ("CartPole-v1", "LunarLander-v3")
+RETURNS = {  # steps, and a module that the environment needs
+    "CartPole-v1": (100_000, "gymnasium"), "Pendulum-v1": (200_000, "gymnasium"),
+    "LunarLander-v3": (1_000_000, "Box2D"), "HalfCheetah-v5": (1_000_000, "mujoco"), "Hopper-v5": (1_000_000, "mujoco"),
+}  # fmt: skip
 MUJOCO_BATCH = 2048  # of CleanRL, Stable-Baselines3 and rlhf-gym: all train for whole batches
-MORE_IS_FASTER = {"steps/s": True, "pairs/s": True, "steps": None, "true return": None}  # else seconds; None: no speed
+MORE_IS_FASTER = {
+    "steps/s": True, "pairs/s": True, "steps": None, "true return": None, "last 100 episodes": None,
+}  # fmt: skip  # else seconds; None: no speed
 
 Run = dict[str, Any]  # what was measured: number; perhaps a note
 Results = dict[str, dict[int, Run]]  # side -> seed -> run
@@ -103,12 +112,30 @@ def mujoco(args: argparse.Namespace) -> list[Race]:
     races = []
     for env_id in ("Hopper-v5", "HalfCheetah-v5"):
         size = {"env_id": env_id, "steps": math.ceil(args.steps / MUJOCO_BATCH) * MUJOCO_BATCH}
-        sides = [
-            Side(OURS, "mujoco", size),
-            Side(CLEANRL, "cleanrl_mujoco", size | {"episodes": 20}, ("mujoco",), "ppo_continuous_action.py"),
-            Side(SB3, "sb3_mujoco", size | {"episodes": 20}, ("mujoco",)),
-        ]
+        sides = plain(size, "mujoco", zoo=False)
         races.append(Race(f"{env_id}, {size['steps']:,} steps", ("training, s", "steps/s", "true return"), sides))
+    return races
+
+
+def plain(size: dict[str, Any], needs: str, zoo: bool) -> list[Side]:
+    """PPO on the true reward, each with its own settings; or, with `zoo`, those of Stable-Baselines3's zoo."""
+    file = "ppo.py" if size["env_id"] in DISCRETE else "ppo_continuous_action.py"
+    more = {**size, "episodes": 20}
+    return [
+        Side(OURS, "plain", size),
+        Side(CLEANRL, "cleanrl_plain", more, (needs,), file),
+        Side(SB3, "sb3_plain", {**more, "zoo": zoo}, (needs,)),
+    ]
+
+
+def returns(args: argparse.Namespace) -> list[Race]:
+    races = []
+    for env_id, (steps, needs) in RETURNS.items():
+        if env_id not in (args.env_ids or RETURNS):
+            continue
+        size = {"env_id": env_id, "steps": min(steps, args.steps)}
+        measures = ("true return", "last 100 episodes", "training, s")
+        races.append(Race(f"{env_id}, {size['steps']:,} steps", measures, plain(size, needs, zoo=True)))
     return races
 
 
@@ -136,7 +163,7 @@ def cli(args: argparse.Namespace) -> list[Race]:
 
 
 BENCHMARKS: dict[str, Callable[[argparse.Namespace], list[Race]]] = {
-    made.__name__: made for made in (atari, stepping, cartpole, mujoco, reward, collect, cli)
+    made.__name__: made for made in (atari, stepping, cartpole, mujoco, returns, reward, collect, cli)
 }
 
 # ---------------------------------------------------------------------------------------------- who is there
@@ -153,7 +180,7 @@ class Peers:
 
 def find_peers(cleanrl: Path | None, python: Path | None) -> Peers:
     """Asks the interpreter what it has."""
-    modules = ("torch", "gymnasium", "stable_baselines3", "tyro", "tensorboard", "ale_py", "cv2", "mujoco")
+    modules = ("torch", "gymnasium", "stable_baselines3", "tyro", "tensorboard", "ale_py", "cv2", "mujoco", "Box2D")
     code = (
         "import importlib.metadata as m, importlib.util as u, json, sys\n"
         "def version(name):\n"
@@ -326,7 +353,10 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", choices=("auto", "cpu"), default="auto", help="of all sides, for atari and reward")
     parser.add_argument("--iterations", type=int, default=6, help="of atari; the first does not count (default 6)")
     parser.add_argument("--seconds", type=float, default=5.0, help="of stepping (default 5)")
-    parser.add_argument("--steps", type=int, default=1_000_000, help="of mujoco (default 1,000,000)")
+    parser.add_argument(
+        "--steps", type=int, default=1_000_000, help="of mujoco, and the most of returns (default 1,000,000)"
+    )
+    parser.add_argument("--env-ids", nargs="+", choices=RETURNS, help="of returns (default: all of them)")
     parser.add_argument("--quick", action="store_true", help="rlhf-gym alone, everything as short as can be")
     args = parser.parse_args(argv)
     if args.quick:

@@ -67,11 +67,11 @@ def cartpole(seed: int, steps: int, stop_at: float) -> dict[str, Any]:
     return result
 
 
-def mujoco(seed: int, env_id: str, steps: int) -> dict[str, Any]:
+def plain(seed: int, env_id: str, steps: int) -> dict[str, Any]:
     """Plain PPO; the program evaluates the agent over 20 episodes."""
     words = ["--env-id", env_id, "--reward", "env", "--steps", str(steps), "--seed", str(seed)]
     said = read_training(run_program("rlhf_gym.train", *words)[0])
-    return {**said, "steps/s": said["steps"] / said["training, s"]}
+    return {**said, "steps/s": said["steps"] / said["training, s"], "last 100 episodes": said["lately"]}
 
 
 def cli(seed: int, words: list[str]) -> dict[str, Any]:
@@ -218,7 +218,7 @@ def collect(seed: int, env_id: str, pairs: int, pool_factor: float) -> dict[str,
     return {"seconds": seconds}
 
 
-SIDES = {side.__name__: side for side in (cartpole, mujoco, cli, atari, stepping, reward, collect)}
+SIDES = {side.__name__: side for side in (cartpole, plain, cli, atari, stepping, reward, collect)}
 
 if __name__ == "__main__":
     print(json.dumps(SIDES[sys.argv[1]](**json.loads(sys.argv[2]))))

@@ -30,6 +30,7 @@ PONG = (
 )
 NUM_ENVS = 8  # Atari, as CleanRL sets it; so are four minibatches and four epochs
 ENOUGH_EPISODES = 100
+LATELY = f"last {ENOUGH_EPISODES} episodes"
 
 # ---------------------------------------------------------------------------------------------- gymnasium
 
@@ -140,7 +141,9 @@ def return_of(act: Callable[[np.ndarray], np.ndarray], env_id: str, episodes: in
         obs, _ = env.reset(seed=1000 * seed + episode)
         over = False
         while not over:
-            action = np.clip(act(obs), env.action_space.low, env.action_space.high)  # type: ignore[attr-defined]
+            action = act(obs)
+            if isinstance(env.action_space, gym.spaces.Box):
+                action = np.clip(action, env.action_space.low, env.action_space.high)
             obs, reward, terminated, truncated, _ = env.step(action)
             total += float(reward)
             over = terminated or truncated
@@ -241,21 +244,32 @@ def cleanrl_cartpole(cleanrl: str, seed: int, stop_at: float) -> dict[str, Any]:
     return result
 
 
-def cleanrl_mujoco(cleanrl: str, seed: int, env_id: str, steps: int, episodes: int) -> dict[str, Any]:
+def cleanrl_plain(cleanrl: str, seed: int, env_id: str, steps: int, episodes: int) -> dict[str, Any]:
     """Its own settings; evaluated on its likeliest actions, with the statistics that its observations have by then."""
-    watch = Watch(2048)
+    file = cleanrl_file(env_id)
+    watch = Watch(128 if file == "ppo.py" else 2048)
     words = ["--env-id", env_id, "--seed", str(seed), "--total-timesteps", str(steps), "--no-cuda"]
-    agent = run_cleanrl(cleanrl, "ppo_continuous_action.py", words, watch)["agent"]
-    moments = watch.vector.envs[0].get_wrapper_attr("obs_rms")
+    agent = run_cleanrl(cleanrl, file, words, watch)["agent"]
 
     @torch.no_grad()
     def act(obs: np.ndarray) -> np.ndarray:
+        if file == "ppo.py":
+            return agent.actor(torch.as_tensor(obs, dtype=torch.float32)[None])[0].argmax().numpy()
+        moments = watch.vector.envs[0].get_wrapper_attr("obs_rms")
         normal = np.clip((obs - moments.mean) / np.sqrt(moments.var + 1e-8), -10, 10)
         return agent.actor_mean(torch.as_tensor(normal, dtype=torch.float32)[None])[0].numpy()
 
     seconds = watch.ended - watch.began
-    done = {"training, s": seconds, "steps/s": watch.steps / seconds}
-    return {**done, "true return": return_of(act, env_id, episodes, seed)}
+    done = {"training, s": seconds, "steps/s": watch.steps * watch.vector.num_envs / seconds}
+    lately = float(np.mean(watch.returns)) if watch.returns else float("nan")
+    return {**done, LATELY: lately, "true return": return_of(act, env_id, episodes, seed)}
+
+
+def cleanrl_file(env_id: str) -> str:
+    """Its program for the environment's actions."""
+    env = gym.make(env_id)
+    env.close()
+    return "ppo.py" if isinstance(env.action_space, gym.spaces.Discrete) else "ppo_continuous_action.py"
 
 
 # ---------------------------------------------------------------------------------------------- Stable-Baselines3
@@ -289,21 +303,67 @@ def sb3_atari(seed: int, iterations: int, num_steps: int, device: str) -> dict[s
     return {"steps/s": (iterations - 1) * per_iteration / (time.perf_counter() - rollouts[1])}
 
 
-def sb3_mujoco(seed: int, env_id: str, steps: int, episodes: int) -> dict[str, Any]:
-    """PPO with its own settings."""
+def sb3_plain(seed: int, env_id: str, steps: int, episodes: int, zoo: bool) -> dict[str, Any]:
+    """PPO with its own settings, or with those that its zoo tuned for the environment."""
     from stable_baselines3 import PPO
+    from stable_baselines3.common.env_util import make_vec_env
+    from stable_baselines3.common.vec_env import VecNormalize
 
     began = time.perf_counter()
-    model = PPO("MlpPolicy", env_id, seed=seed, device="cpu")
+    settings = dict(ZOO[env_id]) if zoo else {}
+    vector: Any = make_vec_env(env_id, settings.pop("n_envs", 1), seed=seed)
+    if settings.pop("normalize", False):
+        vector = VecNormalize(vector, gamma=settings["gamma"])
+    if "policy_kwargs" in settings:
+        settings["policy_kwargs"] = settings["policy_kwargs"] | {"activation_fn": nn.ReLU}
+    model = PPO("MlpPolicy", vector, seed=seed, device="cpu", **settings)
     model.learn(steps)
     seconds = time.perf_counter() - began
-    mean = return_of(lambda obs: model.predict(obs, deterministic=True)[0], env_id, episodes, seed)
-    return {"training, s": seconds, "steps/s": model.num_timesteps / seconds, "true return": mean}
+    buffer = model.ep_info_buffer or []
+    lately = float(np.mean([e["r"] for e in buffer])) if buffer else float("nan")
+
+    def act(obs: np.ndarray) -> np.ndarray:
+        if isinstance(vector, VecNormalize):
+            obs = vector.normalize_obs(obs)
+        return np.asarray(model.predict(obs, deterministic=True)[0])
+
+    mean = return_of(act, env_id, episodes, seed)
+    done = {"training, s": seconds, "steps/s": model.num_timesteps / seconds}
+    return {**done, LATELY: lately, "true return": mean}
+
+
+def falling(start: float) -> Callable[[float], float]:
+    """A step size, or clip range, that falls to zero."""
+    return lambda left: start * left
+
+
+WIDE = dict(log_std_init=-2, ortho_init=False, net_arch=dict(pi=[256, 256], vf=[256, 256]))
+ZOO: dict[str, dict[str, Any]] = {  # figures of rl-baselines3-zoo, hyperparams/ppo.yml
+    "CartPole-v1": dict(
+        n_envs=8, n_steps=32, batch_size=256, gae_lambda=0.8, gamma=0.98, n_epochs=20, ent_coef=0.0,
+        learning_rate=falling(0.001), clip_range=falling(0.2),
+    ),
+    "Pendulum-v1": dict(
+        n_envs=4, n_steps=1024, gae_lambda=0.95, gamma=0.9, n_epochs=10, ent_coef=0.0, learning_rate=1e-3,
+        clip_range=0.2, use_sde=True, sde_sample_freq=4,
+    ),
+    "LunarLander-v3": dict(
+        n_envs=16, n_steps=1024, batch_size=64, gae_lambda=0.98, gamma=0.999, n_epochs=4, ent_coef=0.01,
+    ),
+    "HalfCheetah-v5": dict(
+        normalize=True, batch_size=64, n_steps=512, gamma=0.98, learning_rate=2.0633e-05, ent_coef=0.000401762,
+        clip_range=0.1, n_epochs=20, gae_lambda=0.92, max_grad_norm=0.8, vf_coef=0.58096, policy_kwargs=WIDE,
+    ),
+    "Hopper-v5": dict(
+        normalize=True, batch_size=32, n_steps=512, gamma=0.999, learning_rate=9.80828e-05, ent_coef=0.00229519,
+        clip_range=0.2, n_epochs=5, gae_lambda=0.99, max_grad_norm=0.7, vf_coef=0.835671, policy_kwargs=WIDE,
+    ),
+}  # fmt: skip
 
 
 SIDES = {
     side.__name__: side
-    for side in (cleanrl_atari, cleanrl_stepping, cleanrl_cartpole, cleanrl_mujoco, sb3_atari, sb3_mujoco)
+    for side in (cleanrl_atari, cleanrl_stepping, cleanrl_cartpole, cleanrl_plain, sb3_atari, sb3_plain)
 }
 
 if __name__ == "__main__":

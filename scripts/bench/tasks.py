@@ -1,0 +1,89 @@
+"""What scripts/bench/learning.py teaches: environments, tastes of the synthetic labeler, and how an agent is measured.
+
+A taste is a score of a clip, as `--score scripts.bench.tasks:fall` takes it; one clip is better than another if its
+score is higher. It stands for what a person would like to see, and is never the reward itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from rlhf_gym.labelers import ScoredClip
+
+
+@dataclass(frozen=True)
+class Task:
+    """One row of the table."""
+
+    env_id: str
+    rounds: int
+    measure: str = "return"
+    """return, length, or a score of whole episodes in this module: what the agent is measured by."""
+    at_least: float | None = None
+    """The aim: the measure is to be so high."""
+    at_most: float | None = None
+    """The aim: the measure is to be so low."""
+    taste: str = ""
+    """A score of clips in this module; empty means the true return."""
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def given(self) -> dict[str, Any]:
+        score = f"{__name__}:{self.taste}" if self.taste else ""
+        return {"env_id": self.env_id, "rounds": self.rounds, "score": score, **self.settings}
+
+
+def live(clip: ScoredClip) -> np.ndarray:
+    return ~clip.absorbing
+
+
+# ---------------------------------------------------------------------------------------------- tastes
+
+
+def centred(clip: ScoredClip) -> float:
+    """CartPole: up, and near the middle of the track. A step that is over counts as one at its edge."""
+    return float(np.where(live(clip), 1 - np.abs(clip.observations[:, 0]) / 2.4, 0.0).sum())
+
+
+def fall(clip: ScoredClip) -> float:
+    """Over as soon as can be."""
+    return float(clip.absorbing.sum())
+
+
+def tip_height(clip: ScoredClip) -> float:
+    """Acrobot: how high its tip is, from -2 to 2; after the end it stays where it was."""
+    cos1, sin1, cos2, sin2 = clip.observations[:, :4].T
+    return float(-(cos1 + cos1 * cos2 - sin1 * sin2).mean())
+
+
+def car_height(clip: ScoredClip) -> float:
+    """MountainCar: how high the car is, from -1 to 1; after the end it stays at the flag."""
+    return float(np.sin(3 * clip.observations[:, 0]).mean())
+
+
+# ---------------------------------------------------------------------------------------------- measures
+
+
+def offset(episode: ScoredClip) -> float:
+    """CartPole: mean distance from the middle over an episode."""
+    return float(np.abs(episode.observations[:, 0]).mean())
+
+
+# ---------------------------------------------------------------------------------------------- the table
+
+TASKS = {
+    "cartpole": Task("CartPole-v1", rounds=3, at_least=475),
+    "centred": Task("CartPole-v1", rounds=5, taste="centred", measure="offset", at_most=0.1),
+    "fall": Task("CartPole-v1", rounds=2, taste="fall", measure="length", at_most=11, settings={"pairs_per_round": 10}),
+    "pendulum": Task("Pendulum-v1", rounds=5),
+    "acrobot": Task("Acrobot-v1", rounds=3, taste="tip_height", at_least=-100),
+    "mountaincar": Task("MountainCar-v0", rounds=5, taste="car_height", at_least=-140),
+    "lunarlander": Task("LunarLander-v3", rounds=10, at_least=200, settings={"pairs_per_round": 40}),
+    "halfcheetah": Task("HalfCheetah-v5", rounds=10, settings={"pairs_per_round": 35}),
+    "hopper": Task("Hopper-v5", rounds=10, settings={"pairs_per_round": 35}),
+    "walker": Task("Walker2d-v5", rounds=10, settings={"pairs_per_round": 35}),
+    "dot": Task("rlhf_gym/Dot-v0", rounds=5, at_least=41.6, settings={"pairs_per_round": 10}),
+    "pong": Task("ALE/Pong-v5", rounds=25, at_least=18),
+}  # fmt: skip
