@@ -94,7 +94,7 @@ class Settings:
     reward_init: Literal["fresh", "previous"] = "fresh"
     """Where the reward model starts in each round: new weights, or those of the round before."""
     assumed_mistake_rate: float = 0.05
-    """Share of labels taken to be slips: the likelihood of a label is (1 - 2m) p + m."""
+    """Share of labels taken to be slips, until 30 hidden repeats tell; the likelihood of a label is (1 - 2m) p + m."""
     reward_sees_action: bool = True
     """Predict reward from observation and action, r(o, a), rather than from the observation alone, r(o)."""
 

@@ -7,6 +7,7 @@ from collections import deque
 
 import numpy as np
 
+LEAST = 10  # episodes or clips that a correlation, or a change, is taken of
 PARTS = ("environment", "inference", "reward", "update")  # of the time that training an agent takes
 
 
@@ -35,6 +36,10 @@ class EpisodeTracker:
         self.running = np.zeros((3, num_envs))  # true return, predicted return, length
         self.finished: deque[np.ndarray] = deque(maxlen=100)
 
+    def begin(self) -> None:
+        """The environments start anew: the episodes that ran are never finished."""
+        self.running[:] = 0
+
     def add(self, true: np.ndarray, predicted: np.ndarray, ended: np.ndarray) -> None:
         """true, predicted, ended: (T, N)."""
         steps = np.stack([true, predicted, np.ones_like(true)], 1).astype(np.float64)
@@ -45,9 +50,26 @@ class EpisodeTracker:
                 self.running[:, i] = 0
 
     def means(self) -> dict[str, float]:
-        """Means over the last 100 episodes; empty before the first has ended."""
+        """Means over the last 100 episodes, and how true and predicted return go together; empty before the first has
+        ended."""
         if not self.finished:
             return {}
         names = ("charts/true_return", "charts/predicted_return", "charts/episode_length")
         means = dict(zip(names, map(float, np.mean(self.finished, axis=0)), strict=True))
-        return means | {"charts/episodes": float(len(self.finished))}
+        true, predicted = np.array(self.finished)[:, :2].T
+        together = correlation(true, predicted)
+        more = {} if together is None else {"charts/return_correlation": together}
+        return means | more | {"charts/episodes": float(len(self.finished))}
+
+
+def spread(values: np.ndarray) -> float:
+    """Standard deviation of values (n,); 0 where they differ by no more than rounding, NaN where one is no number."""
+    found = float(values.std())
+    return 0.0 if found <= 1e-9 * float(np.abs(values).max()) else found
+
+
+def correlation(one: np.ndarray, two: np.ndarray) -> float | None:
+    """Pearson's, of values (n,) each; None for fewer than 10, where either has no spread, or holds NaN."""
+    if len(one) < LEAST or not (spread(one) > 0 and spread(two) > 0):
+        return None
+    return float(np.corrcoef(one, two)[0, 1])

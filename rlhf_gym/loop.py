@@ -15,10 +15,9 @@ import threading
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
 import torch
 
-from rlhf_gym import checkpoints, collect, drawing, evaluate, labelers, verdicts
+from rlhf_gym import checkpoints, collect, drawing, evaluate, honesty, labelers, verdicts
 from rlhf_gym.checkpoints import Damaged, Snapshot, load_state, save_state
 from rlhf_gym.config import Config, UserError, flag
 from rlhf_gym.control import Control, Replanned
@@ -29,7 +28,7 @@ from rlhf_gym.labels import load_labels
 from rlhf_gym.live import Live
 from rlhf_gym.monitor import Monitor, clock
 from rlhf_gym.seeds import PHASE_SEED
-from rlhf_gym.segments import save_segment
+from rlhf_gym.segments import Segment, load_clip, save_segment
 from rlhf_gym.store import START, Pair, Session, Where
 from rlhf_gym.team import Team
 from rlhf_gym.train import RewardModel, predicted, train_agent, train_reward
@@ -293,8 +292,10 @@ def fit_reward(loop: Loop, where: Where) -> None:
                 model, labels, config, loop.device, report=report, state=state.get("training"),
                 save=lambda training: save_state(partial, {**state, "training": training}),
             )  # fmt: skip
-            batch = session.pairs(number, where.attempt)
-            report(report.total, report.total, metrics | foresight(batch) | consistency(session))
+            batch = session.pairs(number, where.attempt, labels_until=until)
+            metrics |= honesty.foresight(batch) | clips_foreseen(session, before, batch)
+            metrics |= honesty.consistency(labels.pairs, config.assumed_mistake_rate)
+            report(report.total, report.total, metrics)
             session.put_opinions(verdicts.opinions(labels, number))
     if model is None:
         loop.monitor.say("No label says better or worse yet, so the agent stays as it is.")
@@ -303,26 +304,21 @@ def fit_reward(loop: Loop, where: Where) -> None:
     partial.unlink()
 
 
-def foresight(batch: list[Pair]) -> dict[str, float]:
-    """Prequential accuracy: how often the reward model was right about this batch before it learned from it.
-
-    On uniformly drawn pairs alone: those chosen by disagreement are hard on purpose.
-    """
-    decided = [p for p in batch if p.kind == "uniform" and p.choice in ("left", "right") and p.p_left is not None]
-    if not decided:
+def clips_foreseen(session: Session, before: Snapshot, batch: list[Pair]) -> dict[str, float]:
+    """How what the reward model of the round before gives the uniformly drawn clips goes with their true return."""
+    if before.reward is None:
         return {}
-    right = [((p.p_left or 0.0) > 0.5) == (p.choice == "left") for p in decided]
-    return {"reward/prequential_accuracy": float(np.mean(right)), "reward/prequential_pairs": float(len(decided))}
-
-
-def consistency(session: Session) -> dict[str, float]:
-    """How often a hidden repeat, sides swapped, got the label that agrees with the first."""
-    pairs = {p.id: p for p in session.pairs()}
-    repeats = [(p.choice, pairs[p.repeat_of].choice) for p in pairs.values() if p.repeat_of is not None]
-    decided = [(a, b) for a, b in repeats if {a, b} <= {"left", "right"}]
-    if not decided:
+    drawn = sorted({i for p in batch if p.kind == "uniform" for i in (p.left_clip, p.right_clip)})
+    true, segments = list[float](), list[Segment]()
+    for clip in session.clips(drawn).values():
+        if clip.true_return is not None:
+            with contextlib.suppress(UserError):  # a damaged clip, of which the labels' loading has told
+                segments.append(load_clip(session, clip))
+                true.append(clip.true_return)
+    if not segments:
         return {}
-    return {"labels/consistency": float(np.mean([a != b for a, b in decided])), "labels/repeats": float(len(decided))}
+    each = collect.judge(before.reward, before.agent, segments)  # (K, C)
+    return honesty.foresight_of_clips((each * before.reward.scale[:, None]).mean(0).tolist(), true)
 
 
 def fit_agent(loop: Loop, where: Where) -> None:

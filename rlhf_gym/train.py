@@ -31,6 +31,7 @@ from rlhf_gym.config import Config
 from rlhf_gym.envs import EnvInfo, Envs
 from rlhf_gym.episodes import EpisodeTracker, Stopwatch
 from rlhf_gym.fast import VectorLearner
+from rlhf_gym.honesty import mistake_rate, reward_metrics
 from rlhf_gym.labels import Labels
 from rlhf_gym.normalizer import Normalizer
 from rlhf_gym.seeds import seed_from
@@ -304,8 +305,8 @@ def train_reward(
         report: called with (step, steps, metrics) about ten times.
 
     Returns:
-        reward/loss, reward/accuracy (both on the pairs each member learns from), reward/held_out_accuracy,
-        reward/held_out_loss, reward/floor: the loss of a model that is always right, given ties and mistakes.
+        what `honesty.reward_metrics` says of it. From 30 hidden repeats on, the loss allows for as many mistakes as
+        these speak for; before that for config.assumed_mistake_rate.
     """
     count = len(labels.pairs)
     batch = min(config.reward_batch_pairs, count)
@@ -323,7 +324,8 @@ def train_reward(
     elif not model.image:
         model.obs_mean.copy_(labels.obs.flatten(1).mean(0))
         model.obs_std.copy_(labels.obs.flatten(1).std(0, unbiased=False).clamp_min(1e-3))
-    weight, target, mistakes = labels.weight.to(device), labels.target.to(device), config.assumed_mistake_rate
+    weight, target = labels.weight.to(device), labels.target.to(device)
+    mistakes = mistake_rate(labels.pairs, config.assumed_mistake_rate)
     model.train()
     for step in range(begin, steps):
         if len(order) < batch:
@@ -346,22 +348,7 @@ def train_reward(
         model.fit_scale(raw, int(labels.ended.sum()), config.gamma)
         model.scale *= (weight * (target != 0.5)).sum(1) > 0  # a member that saw no decided pair knows nothing
         labels.logits = logits = pair_logits(model, labels, torch.arange(count), device, raw)
-    return reward_metrics(logits, target, weight, mistakes)
-
-
-def reward_metrics(logits: Tensor, target: Tensor, weight: Tensor, mistake_rate: float) -> dict[str, float]:
-    """Loss and accuracy on each member's own pairs (weight > 0) and on those held out from it (weight 0)."""
-    loss = label_loss(logits, target, mistake_rate)
-    right = ((logits > 0) == (target > 0.5)).float()
-    decided = (target != 0.5).expand_as(loss)
-    reachable = target.clamp(mistake_rate, 1 - mistake_rate)
-    result = {"reward/floor": float(F.binary_cross_entropy(reachable, target))}
-    for name, seen in (("reward/", weight > 0), ("reward/held_out_", weight == 0)):
-        if seen.any():
-            result[f"{name}loss"] = float(loss[seen].mean())
-        if (seen & decided).any():
-            result[f"{name}accuracy"] = float(right[seen & decided].mean())
-    return result
+    return reward_metrics(logits, label_loss(logits, target, mistakes), target, weight, mistakes)
 
 
 # ---------------------------------------------------------------------------------------------- PPO
@@ -555,7 +542,7 @@ def train_agent(
             generator.set_state(state["generator"])
         else:  # the session went on on another kind of device
             generator.manual_seed(seed_from(*seed_path, begin))
-    vec, iteration = None, begin - 1
+    vec, iteration, tracker = None, begin - 1, EpisodeTracker(config.num_envs)
     with contextlib.ExitStack() as closing:
         for iteration in range(begin, iterations):
             clock, watch = time.perf_counter(), Stopwatch()
@@ -564,7 +551,8 @@ def train_agent(
                 team.begin(generator, seed_path, iteration)
                 vec = Envs(config, config.num_envs, (*seed_path, iteration))
                 closing.callback(vec.close)
-                obs, tracker = vec.reset(), EpisodeTracker(config.num_envs)
+                obs = vec.reset()
+                tracker.begin()
                 if save is not None and (iteration > begin or state is None):
                     whole = {"agent": agent.state_dict(), "optimizer": optimizer.state_dict(), "iteration": iteration}
                     save({**whole, "generator": generator.get_state()})

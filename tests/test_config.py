@@ -271,7 +271,7 @@ ORDER = [
     {"replay"},
     {"drawing"},
     {"labels", "labelers"},
-    {"fast", "normalizer", "team"},
+    {"fast", "honesty", "normalizer", "team"},
     {"train"},
     {"checkpoints", "monitor", "doctor", "verdicts"},
     {"collect", "evaluate"},
@@ -306,8 +306,9 @@ NEEDS_ONLY = {
     "labelers": {"config", "segments", "store"},
     "monitor": {"config", "control", "store"},
     "fast": {"config"},
+    "honesty": {"episodes", "store"},
     "team": {"config", "seeds"},
-    "train": {"config", "envs", "episodes", "fast", "labels", "normalizer", "seeds", "team"},
+    "train": {"config", "envs", "episodes", "fast", "honesty", "labels", "normalizer", "seeds", "team"},
 }
 
 

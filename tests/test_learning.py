@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -106,6 +107,43 @@ def test_the_loop_teaches_cartpole_to_stay_up(stays_up):
     assert stays_up.true_returns()[1] >= 400
     assert len(stays_up.pairs()) == 40
     assert all(p.choice is not None for p in stays_up.pairs())
+
+
+def test_the_honest_numbers_are_in_the_metric_table(stays_up):
+    values = {(m["round"], m["name"]): m["value"] for m in stays_up.metrics(phase="train_reward")}
+    for name in ("log_loss", "calibration_error", "accuracy", "loss"):
+        assert all(math.isfinite(values[n, f"reward/held_out_{name}"]) for n in (0, 1))
+    assert 0 <= values[1, "reward/held_out_calibration_error"] < 1
+    assert (1, "labels/mistake_rate") not in values  # of one repeat at most
+    together = [m["value"] for m in stays_up.metrics("charts/return_correlation", "train_agent")]
+    assert len(together) > 2
+    assert all(-1 <= value <= 1 for value in together)
+    assert max(together) > 0.5
+
+
+def test_what_was_foreseen_of_clips_is_what_the_reward_model_gave_them(stays_up):
+    """A reward model that learned to stay up, and the clips of an agent that fell."""
+    before, batch = Snapshot.load(stays_up.checkpoint(1)), stays_up.pairs(0)
+    found = loop.clips_foreseen(stays_up, before, batch)["reward/prequential_correlation"]
+    clips, predicted = stays_up.clips({i for p in batch for i in (p.left_clip, p.right_clip)}), []
+    for clip in clips.values():
+        segment = load_segment(stays_up.path / clip.path)
+        live = torch.as_tensor(segment.observations[~segment.absorbing])
+        actions = torch.as_tensor(segment.actions[~segment.absorbing])
+        total = float(before.reward.reward(live, actions).sum())
+        predicted.append(total + float(segment.absorbing.sum()) * before.reward.absorbing_reward())
+    assert found == pytest.approx(np.corrcoef(predicted, [c.true_return for c in clips.values()])[0, 1], abs=1e-4)
+    assert found > 0.5
+    others = [replace(p, kind="disagreement") for p in batch]
+    assert loop.clips_foreseen(stays_up, before, others) == {}
+    assert loop.clips_foreseen(stays_up, Snapshot.load(stays_up.checkpoint(START)), batch) == {}
+
+
+def test_clips_are_foreseen_from_the_second_round_on(tmp_path):
+    session = run_loop(tmp_path, "one", "Pendulum-v1", **{**TINY, "pairs_per_round": 16})
+    for name in ("correlation", "log_loss", "accuracy"):
+        assert [m["round"] for m in session.metrics(f"reward/prequential_{name}", "train_reward")] == [1]
+    session.close()
 
 
 def test_the_same_loop_teaches_it_to_fall(tmp_path):

@@ -11,18 +11,16 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from compare import NAMES, run, same_session, same_tensors, session_in, without
 from processes import Kill, Spawned, command
 
-from rlhf_gym import catalog, store
+from rlhf_gym import store
 from rlhf_gym.checkpoints import load_state
-from rlhf_gym.loop import consistency, foresight
 from rlhf_gym.segments import load_segment
-from rlhf_gym.store import START, Pair
+from rlhf_gym.store import START
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="forks, and SIGKILLs, its processes")
 
@@ -455,51 +453,6 @@ def test_a_later_batch_of_ties_is_trained_on_with_the_labels_of_before(whole: Pa
     session = session_in(tmp_path)
     meta = json.loads(load_state(session.checkpoint(2))["meta"])
     assert (meta["last_label_id"], meta["global_step"]) == (24, 384)
-    session.close()
-
-
-# ---------------------------------------------------------------------------------------------- numbers
-
-
-def pair(number: int, **more: Any) -> Pair:
-    return Pair(**{**dict(
-        id=number, round=0, attempt=0, position=number, left_clip=1, right_clip=2, kind="uniform", repeat_of=None,
-        p_left=None, disagreement=None), **more})  # fmt: skip
-
-
-def test_prequential_accuracy_is_of_uniform_decided_pairs_alone() -> None:
-    batch = [
-        pair(1, p_left=0.9, choice="left"),
-        pair(2, p_left=0.2, choice="right"),
-        pair(3, p_left=0.6, choice="right"),
-        pair(4, p_left=0.1, choice="left", kind="disagreement"),
-        pair(5, p_left=0.1, choice="left", kind="repeat", repeat_of=1),
-        pair(6, p_left=0.1, choice="equal"),
-        pair(7, p_left=0.1, choice="skip"),
-        pair(8, p_left=0.1),
-        pair(9, choice="left"),
-    ]
-    assert foresight(batch) == {"reward/prequential_accuracy": 2 / 3, "reward/prequential_pairs": 3.0}
-    assert foresight(batch[3:]) == {}
-
-
-def test_consistency_is_how_often_a_swapped_repeat_got_the_swapped_label(tmp_path: Path) -> None:
-    session = catalog.create_session(tmp_path / "data", "one", store.Config(env_id="CartPole-v1"))
-    batch = dict(round=0, attempt=0)
-    clips = [dict(batch, path=f"{i}.npz", fps=30.0, steps=5, seed=i, start=0) for i in range(8)]
-    firsts = [dict(batch, position=i, kind="uniform", left=2 * i, right=2 * i + 1) for i in range(4)]
-    session.add_batch(clips, firsts)
-    assert consistency(session) == {}
-    first = [p.id for p in session.pairs()]
-    repeats = [dict(round=1, attempt=0, position=i, kind="repeat", repeat_of=p) for i, p in enumerate(first)]
-    session.add_batch([], repeats)
-    again = [p.id for p in session.pairs(1)]
-    for one, two, a, b in zip(
-        first, again, ["left", "left", "right", "equal"], ["right", "left", "left", "left"], strict=True
-    ):
-        session.add_label(f"a{one}", one, a)
-        session.add_label(f"b{two}", two, b)
-    assert consistency(session) == {"labels/consistency": pytest.approx(2 / 3), "labels/repeats": 3.0}
     session.close()
 
 

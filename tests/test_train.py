@@ -197,31 +197,6 @@ def test_a_member_that_saw_ties_alone_has_no_say():
     assert model.reward(torch.randn(5, 4), torch.zeros(5)).std() > 0
 
 
-def test_reward_metrics_by_hand():
-    logits = torch.tensor([[math.log(3), -math.log(3), math.log(9), 0.0]])
-    target = torch.tensor([1.0, 1.0, 0.05, 0.5])
-    weight = torch.tensor([[2.0, 0.0, 1.0, 0.0]])
-    found = train.reward_metrics(logits, target, weight, 0.0)
-    wrong = -0.05 * math.log(0.9) - 0.95 * math.log(0.1)
-    assert found["reward/loss"] == pytest.approx((-math.log(0.75) + wrong) / 2, rel=1e-5)
-    assert found["reward/held_out_loss"] == pytest.approx((-math.log(0.25) + math.log(2)) / 2, rel=1e-5)
-    assert found["reward/accuracy"] == 0.5
-    assert found["reward/held_out_accuracy"] == 0.0  # the tie does not count
-    entropy = -0.05 * math.log(0.05) - 0.95 * math.log(0.95)
-    assert found["reward/floor"] == pytest.approx((0 + 0 + entropy + math.log(2)) / 4, rel=1e-4)
-
-
-def test_no_model_has_less_loss_than_the_floor():
-    target, weight = torch.tensor([1.0, 0.0, 0.95, 0.5]), torch.ones(1, 4)
-    for mistakes in (0.0, 0.05, 0.2):
-        best = torch.full((4,), 9e9)
-        for logit in np.linspace(-30, 30, 1201):  # by search: the least loss each pair can have
-            loss = label_loss(torch.full((1, 4), float(logit)), target, mistakes)[0]
-            best = torch.minimum(best, loss)
-        floor = train.reward_metrics(torch.zeros(1, 4), target, weight, mistakes)["reward/floor"]
-        assert floor == pytest.approx(float(best.mean()), rel=1e-3)
-
-
 def test_the_reward_model_learns_what_its_labeler_likes_and_that_an_end_is_bad():
     config = Config(ensemble_size=3, gamma=0.99, assumed_mistake_rate=0.0)
     model, labels = RewardModel(VECTOR, config), random_labels(120, members=3)
