@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
+from collections.abc import Mapping
 
 import numpy as np
 
 LEAST = 10  # episodes or clips that a correlation, or a change, is taken of
+EARLY = 0.1, 0.5  # of a phase: when its first episodes are looked at, as soon as there are enough of them
+SMALLEST = 0.05  # of the early mean: no smaller a spread is taken for the unit of a change, else any change is large
 PARTS = ("environment", "inference", "reward", "update")  # of the time that training an agent takes
 
 
@@ -30,9 +34,16 @@ class Stopwatch:
 
 
 class EpisodeTracker:
-    """Sums true and predicted rewards over whole episodes, for the log only."""
+    """Sums true and predicted rewards over whole episodes, for the log only.
 
-    def __init__(self, num_envs: int) -> None:
+    Args:
+        absorbing_reward: r_abs. What predicts how good an episode was is its predicted worth, the predicted return
+            above that of an ended episode of as many steps: if all episodes were lengthened to one horizon by what they
+            give after their end, their order would be the same. No constant on every reward changes it.
+    """
+
+    def __init__(self, num_envs: int, absorbing_reward: float = 0.0) -> None:
+        self.absorbing_reward = absorbing_reward
         self.running = np.zeros((3, num_envs))  # true return, predicted return, length
         self.finished: deque[np.ndarray] = deque(maxlen=100)
 
@@ -50,16 +61,68 @@ class EpisodeTracker:
                 self.running[:, i] = 0
 
     def means(self) -> dict[str, float]:
-        """Means over the last 100 episodes, and how true and predicted return go together; empty before the first has
-        ended."""
+        """Means and spreads over the last 100 episodes, and how far true return and predicted worth go together; empty
+        before the first has ended."""
         if not self.finished:
             return {}
         names = ("charts/true_return", "charts/predicted_return", "charts/episode_length")
         means = dict(zip(names, map(float, np.mean(self.finished, axis=0)), strict=True))
-        true, predicted = np.array(self.finished)[:, :2].T
-        together = correlation(true, predicted)
-        more = {} if together is None else {"charts/return_correlation": together}
-        return means | more | {"charts/episodes": float(len(self.finished))}
+        true, predicted, length = np.array(self.finished).T
+        worth = predicted - self.absorbing_reward * length
+        means |= {"charts/true_return_std": float(true.std()), "charts/predicted_worth": float(worth.mean())}
+        means |= {"charts/predicted_worth_std": float(worth.std()), "charts/episodes": float(len(true))}
+        together = correlation(true, worth)
+        return means | ({} if together is None else {"charts/return_correlation": together})
+
+
+class Gains:
+    """How far true return and predicted worth moved while an agent was trained, in standard deviations of its early
+    episodes: the last that ended in the first tenth of the phase, or, where these are fewer than 10, the first 10,
+    unless half of the phase is over by then.
+
+    Args:
+        early: what those were like; empty until they are known. It is filled in here, and a caller who keeps it can go
+            on with it in another process.
+    """
+
+    def __init__(self, early: dict[str, float]) -> None:
+        self.early = early
+        self.now: dict[str, float] = {}  # charts/predicted_gain, charts/true_gain; empty while they are not known
+
+    def update(self, share: float, metrics: Mapping[str, float]) -> dict[str, float]:
+        """Takes in one report of the training; returns what is known now.
+
+        Args:
+            share: of the phase that is done; more than 1 where it is prolonged.
+            metrics: with `EpisodeTracker.means`.
+        """
+        returns = {name: metrics.get(f"charts/{name}", math.nan) for name in ("predicted_worth", "true_return")}
+        stds = {f"{name}_std": metrics.get(f"charts/{name}_std", math.nan) for name in returns}
+        if metrics.get("charts/episodes", 0) < LEAST or not all(
+            map(math.isfinite, [*returns.values(), *stds.values()])
+        ):
+            return self.now
+        if not self.early and EARLY[0] <= share <= EARLY[1]:
+            self.early |= returns | stds
+        if self.early:
+            moved = [self._moved(name, value) for name, value in returns.items()]
+            self.now = dict(zip(("charts/predicted_gain", "charts/true_gain"), moved, strict=True))
+        return self.now
+
+    def _moved(self, name: str, value: float) -> float:
+        before = self.early[name]
+        return (value - before) / max(self.early[f"{name}_std"], SMALLEST * abs(before), 1e-9)
+
+    def warning(self, number: int) -> str:
+        """A sentence for the person where the agent of a round seems to exploit the reward model; else empty."""
+        predicted, true = self.now.get("charts/predicted_gain", 0.0), self.now.get("charts/true_gain", 0.0)
+        if not (predicted > 1 and true < -1):
+            return ""
+        return (
+            f"While the agent of round {number} was trained, its predicted return rose by {predicted:.1f} standard "
+            f"deviations and its true return fell by {-true:.1f}: no surprise where the environment's own reward is "
+            "not what you teach, but else the agent exploits the reward model: watch the newest clips and label more."
+        )
 
 
 def spread(values: np.ndarray) -> float:

@@ -22,6 +22,7 @@ from rlhf_gym.checkpoints import Damaged, Snapshot, load_state, save_state
 from rlhf_gym.config import Config, UserError, flag
 from rlhf_gym.control import Control, Replanned
 from rlhf_gym.envs import EnvInfo
+from rlhf_gym.episodes import Gains
 from rlhf_gym.faults import KEPT
 from rlhf_gym.files import replace as replace_file
 from rlhf_gym.labels import load_labels
@@ -36,6 +37,7 @@ from rlhf_gym.wishes import LONGER, Plan
 
 EVAL_SECONDS = 30.0
 MAX_CHECKPOINT_SECONDS = 60.0
+REMEDY = "say of pairs which one is better, or ask for longer clips, or for pairs that differ more"
 DOES = {
     "collect": "collect clips", "label": "label", "train_reward": "train the reward model",
     "train_agent": "train the agent", "record": "record a video", "draw": "draw clips", "": "begin",
@@ -298,7 +300,10 @@ def fit_reward(loop: Loop, where: Where) -> None:
             report(report.total, report.total, metrics)
             session.put_opinions(verdicts.opinions(labels, number))
     if model is None:
-        loop.monitor.say("No label says better or worse yet, so the agent stays as it is.")
+        loop.monitor.say(f"No label says better or worse yet, so the agent stays as it is: {REMEDY}.")
+    elif not model.scale.any():  # advantages of no reward are noise, and would be normalised to full size
+        model = None
+        loop.monitor.say(f"The labels tell no clip from another, so the agent stays as it is: {REMEDY}.")
     reward = model.state_dict() if model is not None else {}
     save_state(session.partial(number, "train_agent"), {"last_label_id": until, "reward": reward, "training": {}})
     partial.unlink()
@@ -336,9 +341,9 @@ def fit_agent(loop: Loop, where: Where) -> None:
     else:  # practice: no labels, no new reward model
         reward = before.reward.state_dict() if before.reward is not None else {}
         state = {"last_label_id": before.last_label_id, "reward": reward}
-    state = {"training": {}, "plan": 0, "part": 0, "steps": 0, **state}
+    state = {"training": {}, "plan": 0, "part": 0, "steps": 0, "early": {}, **state}
     if state["plan"] != (plan.id if plan else 0):
-        state |= {"training": {}, "plan": plan.id if plan else 0, "part": 0, "steps": 0}
+        state |= {"training": {}, "plan": plan.id if plan else 0, "part": 0, "steps": 0, "early": {}}
         session.drop_metrics(number, "train_agent")
     session.partial(number, "train_reward").unlink(missing_ok=True)  # if it was killed between the two
     if loop.live is not None:
@@ -349,7 +354,9 @@ def fit_agent(loop: Loop, where: Where) -> None:
         model.load_state_dict(state["reward"])
         model.eval()
         with loop.monitor.phase(number, "train_agent", "steps") as report:
-            train_parts(loop, number, before, model, state, report)
+            gains = train_parts(loop, number, before, model, state, report)
+        if told := gains.warning(number):  # the page says so beside the curves, for longer than this phase
+            loop.monitor.say(told)
     global_step = before.global_step + state["steps"]
     loop.control.check()  # the last moment at which another plan for this round can be heard
     snapshot = Snapshot(before.agent, model, config, loop.info, number, state["last_label_id"], global_step)
@@ -359,10 +366,13 @@ def fit_agent(loop: Loop, where: Where) -> None:
 
 def train_parts(
     loop: Loop, number: int, before: Snapshot, model: RewardModel, state: dict[str, Any], report: Monitor
-) -> None:
-    """Trains before.agent for as many parts as the person asks for, one if they ask for none."""
+) -> Gains:
+    """Trains before.agent for as many parts as the person asks for, one if they ask for none; says what that brought.
+
+    What its first episodes were like is in the in-phase checkpoint, so a resumed phase is measured by the same ones.
+    """
     config, partial = loop.config, loop.session.partial(number, "train_agent")
-    live, since = loop.live, report.elapsed()
+    live, since, gains = loop.live, report.elapsed(), Gains(state["early"])
 
     def save(training: dict[str, object]) -> None:
         save_state(partial, {**state, "training": training})
@@ -375,6 +385,7 @@ def train_parts(
             metrics["charts/live_share"] = live.share
         to_come = loop.control.wishes.longer(number) - state["part"]
         so_far = state["steps"] + done
+        metrics |= gains.update(so_far / total, metrics)
         report(so_far, state["steps"] + total * (1 + to_come), metrics, before.global_step + so_far)
 
     while True:
@@ -386,7 +397,7 @@ def train_parts(
             absorbing_reward=model.absorbing_reward(), state=state["training"] or None, save=save, report=reported,
         )  # fmt: skip
         if state["part"] >= loop.session.wishes().longer(number):
-            return
+            return gains
         state |= {"training": {}, "part": state["part"] + 1}
 
 

@@ -542,7 +542,8 @@ def train_agent(
             generator.set_state(state["generator"])
         else:  # the session went on on another kind of device
             generator.manual_seed(seed_from(*seed_path, begin))
-    vec, iteration, tracker = None, begin - 1, EpisodeTracker(config.num_envs)
+    ends = absorbing_reward if config.episode_ends == "absorb" else 0.0
+    vec, iteration, tracker = None, begin - 1, EpisodeTracker(config.num_envs, ends)
     with contextlib.ExitStack() as closing:
         for iteration in range(begin, iterations):
             clock, watch = time.perf_counter(), Stopwatch()

@@ -16,6 +16,7 @@ from test_labeling import axe_finds
 from test_wall import SIZES, until
 from test_webui import API, client, serve
 
+from rlhf_gym.episodes import Gains
 from rlhf_gym.store import START
 from webui.metrics import MOST_POINTS, plotly_url, thin
 
@@ -238,6 +239,35 @@ def test_steps_go_on_after_going_back(gap: Any) -> None:
     back = "{rounds: [0, 0, 1, 1, 2, 2], steps: [10, 20, 30, 40, 30, 40]}"
     assert gap(f"gap.steadySteps({back})") == [10, 20, 30, 40, 40, 50]
     assert gap("gap.lastOfRounds({rounds: [0, 0, 2], values: [1, 2, 3]})") == {"rounds": [0, 2], "values": [2, 3]}
+
+
+@pytest.mark.parametrize(
+    ("predicted", "true", "rounds", "alarms"),
+    [
+        ([0.2, 2.44], [0.1, -3.06], [2, 2], True),
+        ([2.4, 2.4], [-3, -0.9], [2, 2], False),  # it has recovered
+        ([0.2, 0.9], [0.1, -3], [2, 2], False),
+        ([2.4], [-3], [1], False),  # in a round before
+        ([], [], [], False),  # not measured
+    ],
+)
+def test_an_agent_that_exploits_the_reward_model_in_training_is_an_alarm(
+    gap: Any, predicted: list[float], true: list[float], rounds: list[int], alarms: bool
+) -> None:
+    def series(values: list[float], of: list[int]) -> dict[str, Any]:
+        return {"rounds": of, "steps": [100 * (i + 1) for i in range(len(of))], "values": values}
+
+    found = {
+        "charts/true_return": series([9.0, 8.0, 7.0], [1, 2, 2]),
+        "charts/predicted_gain": series(predicted, rounds), "charts/true_gain": series(true, rounds),
+    }  # fmt: skip
+    data = f"{{rounds: [], series: {json.dumps(found)}, labels: {{times: [], counts: []}}}}"
+    said = gap(f"charts.charts({data}, {LOOK}).training.alarm")
+    assert bool(said) == alarms
+    if alarms:
+        gains = Gains({})
+        gains.now = {"charts/predicted_gain": predicted[-1], "charts/true_gain": true[-1]}
+        assert said == gains.warning(2).replace("'", "’")  # the words of the terminal
 
 
 def test_nothing_known_is_no_chart(gap: Any) -> None:

@@ -15,6 +15,9 @@ const PARTED =
 const HOW_TRAINING =
   "Returns of the last hundred episodes while the agent practises; a line where a round begins. Each round has its own " +
   "reward model, so its predicted returns are its own.";
+const EXPLOITS =
+  "no surprise where the environment’s own reward is not what you teach, but else the agent exploits the reward model: " +
+  "watch the newest clips and label more.";
 const HOW_HELD_OUT = "Held out: on labels that it did not learn from.";
 const HOW_BEFORE = "Beforehand: on each new batch, before it learned from it.";
 const HOW_CONSISTENT =
@@ -23,8 +26,9 @@ const MOST_TICKS = 9;
 const PAD = 0.08; // of an axis, so that no point lies on its end
 
 export const NAMES = [
-  "charts/true_return", "charts/predicted_return", "charts/SPS", "reward/loss", "reward/floor", "reward/held_out_loss",
-  "reward/accuracy", "reward/held_out_accuracy", "reward/prequential_accuracy", "labels/consistency", "eval/episodes",
+  "charts/true_return", "charts/predicted_return", "charts/predicted_gain", "charts/true_gain", "charts/SPS",
+  "reward/loss", "reward/floor", "reward/held_out_loss", "reward/accuracy", "reward/held_out_accuracy",
+  "reward/prequential_accuracy", "labels/consistency", "eval/episodes",
 ];
 
 /**
@@ -125,6 +129,7 @@ function trainingChart({ series }, look) {
     how: HOW_TRAINING,
     keys: [["true", "true"], ...(both ? [["predicted", "predicted"]] : [])],
     words: words(["true", truth.values.at(-1)], both && ["predicted", guess.values.at(-1)]),
+    alarm: exploits(series, truth.rounds.at(-1)),
     traces,
     layout: {
       shapes: begins.map((x) => ({ ...place, x0: x, x1: x })),
@@ -133,6 +138,17 @@ function trainingChart({ series }, look) {
       yaxis2: both ? { tickmode: "auto" } : undefined,
     },
   };
+}
+
+/** In which round's training the predicted return rose while the true one fell, each by a standard deviation. */
+function exploits(series, newest) {
+  const [guess, truth] = ["charts/predicted_gain", "charts/true_gain"].map((name) => {
+    const gains = series[name];
+    return gains?.rounds.at(-1) === newest ? gains.values.at(-1) : 0;
+  });
+  if (!(guess > 1 && truth < -1)) return "";
+  const by = `rose by ${guess.toFixed(1)} standard deviations and its true return fell by ${(-truth).toFixed(1)}`;
+  return `While the agent of ${roundName(newest)} was trained, its predicted return ${by}: ${EXPLOITS}`;
 }
 
 function accuracyChart({ series }, look) {
