@@ -69,9 +69,10 @@ class EpisodeTracker:
         means = dict(zip(names, map(float, np.mean(self.finished, axis=0)), strict=True))
         true, predicted, length = np.array(self.finished).T
         worth = predicted - self.absorbing_reward * length
-        means |= {"charts/true_return_std": float(true.std()), "charts/predicted_worth": float(worth.mean())}
-        means |= {"charts/predicted_worth_std": float(worth.std()), "charts/episodes": float(len(true))}
-        together = correlation(true, worth)
+        with np.errstate(invalid="ignore"):  # true rewards may be infinite
+            means |= {"charts/true_return_std": float(true.std()), "charts/predicted_worth": float(worth.mean())}
+            means |= {"charts/predicted_worth_std": float(worth.std()), "charts/episodes": float(len(true))}
+            together = correlation(true, worth)
         return means | ({} if together is None else {"charts/return_correlation": together})
 
 
@@ -120,8 +121,8 @@ class Gains:
             return ""
         return (
             f"While the agent of round {number} was trained, its predicted return rose by {predicted:.1f} standard "
-            f"deviations and its true return fell by {-true:.1f}: no surprise where the environment's own reward is "
-            "not what you teach, but else the agent exploits the reward model: watch the newest clips and label more."
+            f"deviations and its true return fell by {-true:.1f}: no surprise if the environment's own reward is not "
+            "what you teach; if it is, the agent exploits the reward model, so watch the newest clips and label more."
         )
 
 

@@ -159,9 +159,10 @@ def test_predicted_and_true_return_of_whole_episodes_are_compared_while_the_agen
     tracker.add(true[18:, None], predicted[18:, None], ended[18:])
     expected = np.corrcoef(true.reshape(12, 2).sum(1), predicted.reshape(12, 2).sum(1))[0, 1]
     assert tracker.means()["charts/return_correlation"] == pytest.approx(expected)
-    nobody = EpisodeTracker(1)
-    nobody.add(np.full((24, 1), np.nan), predicted[:, None], ended)
-    assert "charts/return_correlation" not in nobody.means()
+    for nothing in (math.nan, math.inf):
+        nobody = EpisodeTracker(1)
+        nobody.add(np.full((24, 1), nothing), predicted[:, None], ended)
+        assert "charts/return_correlation" not in nobody.means()
 
 
 def test_episodes_that_ran_when_environments_began_anew_do_not_count() -> None:

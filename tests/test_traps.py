@@ -392,7 +392,7 @@ def test_what_rises_and_falls_is_measured_in_spreads_of_the_first_episodes() -> 
     assert said.startswith(
         "While the agent of round 3 was trained, its predicted return rose by 1.5 standard deviations"
     )
-    assert "its true return fell by 1.5: no surprise where the environment's own reward is not what you teach" in said
+    assert "its true return fell by 1.5: no surprise if the environment's own reward is not what you teach" in said
     assert "watch the newest clips and label more" in said
     assert said.count(".") == 3  # two numbers, one sentence
 

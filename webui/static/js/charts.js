@@ -16,8 +16,8 @@ const HOW_TRAINING =
   "Returns of the last hundred episodes while the agent practises; a line where a round begins. Each round has its own " +
   "reward model, so its predicted returns are its own.";
 const EXPLOITS =
-  "no surprise where the environment’s own reward is not what you teach, but else the agent exploits the reward model: " +
-  "watch the newest clips and label more.";
+  "no surprise if the environment’s own reward is not what you teach; if it is, the agent exploits the reward model, " +
+  "so watch the newest clips and label more.";
 const HOW_HELD_OUT = "Held out: on labels that it did not learn from.";
 const HOW_BEFORE = "Beforehand: on each new batch, before it learned from it.";
 const HOW_CONSISTENT =
