@@ -6,6 +6,7 @@ environment does not repeat itself, candidates are filmed while they are played.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -121,11 +122,40 @@ class Cutter:
         return Candidate(segment, self.first_seed, self.prefix, self.resets, sheet)
 
 
+class HeldActions:
+    """Random actions, each held for a while: from one step to half a clip, in logarithmic measure.
+
+    An untrained agent trembles on the spot, and its clips look alike. Held actions swing, drive and fall, so the first
+    labels say something of states that it would not reach (docs/benchmarks.md).
+    """
+
+    def __init__(self, agent: Agent, num_envs: int, steps: int, rng: np.random.Generator) -> None:
+        self.agent, self.steps, self.rng = agent, steps, rng
+        self.mean = np.ones(num_envs)  # steps that the action of an environment is held for, on average
+        self.actions: list[Any] = [None] * num_envs
+
+    def choose(self, i: int) -> Any:
+        """The next action of environment i, as the environment takes it."""
+        if self.actions[i] is None or self.rng.random() < 1 / self.mean[i]:
+            self.mean[i] = math.exp(self.rng.uniform(0, math.log(max(2.0, self.steps / 2))))
+            self.actions[i] = self._draw()
+        return self.actions[i]
+
+    def _draw(self) -> Any:
+        if self.agent.discrete:
+            return self.rng.integers(self.agent.num_actions or 1)
+        uniform = self.rng.uniform(-1, 1, (1, self.agent.low.numel()))
+        return self.agent.to_env(torch.as_tensor(uniform, dtype=torch.float32, device=self.agent.low.device))[0]
+
+
 def gather(
     snapshot: Snapshot, config: Config, info: EnvInfo, count: int, steps: int, seed_path: tuple[int, ...],
     report: Report, film: bool = False,
 ) -> list[Candidate]:  # fmt: skip
     """Acts, with exploration, until there are `count` candidate segments.
+
+    Before there is a reward model, config.explore_share of the environments are played by random actions held for a
+    while, not by the agent.
 
     Args:
         film: render while playing (one environment), for environments that do not repeat themselves.
@@ -141,6 +171,8 @@ def gather(
         Cutter(steps, min(steps, room), config.episode_ends == "hide", np.random.default_rng((*seed_path, i)))
         for i in range(vec.num_envs)
     ]
+    held = HeldActions(snapshot.agent, vec.num_envs, steps, np.random.default_rng((*seed_path, vec.num_envs)))
+    explorers = range(round(vec.num_envs * config.explore_share) if snapshot.reward is None else 0)
     stride = shown_stride(info.fps)
     candidates: list[Candidate] = []
     patience = 200 * steps * max(1, count // vec.num_envs)
@@ -150,6 +182,8 @@ def gather(
             cutter.reset(int(seed))
         for t in range(patience):
             actions = snapshot.agent.act(obs, generator)
+            for i in explorers:
+                actions[i] = held.choose(i)
             if isinstance(vec, FilmedEnvs) and cutters[0].open() and len(cutters[0].taken) % stride == 0:
                 cutters[0].frames.append(vec.twin.frame())
             step = vec.step(actions)

@@ -72,6 +72,8 @@ class Settings:
 
     pool_factor: float = 2.0
     """Clips collected as candidates, as a multiple of the clips needed."""
+    explore_share: float = 0.75
+    """Share of the environments played by random actions, held for a while, until there is a reward model."""
     disagreement_fraction: float = 0.5
     """Share of pairs chosen because the reward model's members disagree about them; the rest is drawn at random."""
     repeat_fraction: float = 0.05
@@ -164,7 +166,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         ent_coef=0.0, clip_vloss=False, normalize_obs=True,
     ),
     "classic-continuous": dict(
-        agent_steps_per_round=60_000, update_epochs=10, learning_rate=1e-3, gamma=0.9, ent_coef=0.0,
+        agent_steps_per_round=60_000, update_epochs=10, learning_rate=1e-3, gamma=0.95, ent_coef=0.0,
         num_steps=256, num_minibatches=16, clip_vloss=False, normalize_obs=True,
     ),
     "box2d": dict(
@@ -199,7 +201,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "seed": (0, 2**31 - 1), "rounds": (0, 100_000), "pairs_per_round": (1, 10_000), "clip_seconds": (0.05, 60),
     "agent_steps_per_round": (1, 10**10), "num_envs": (1, 4096), "mistake_rate": (0, 0.5),
     "tie_threshold": (0, 1e12), "skip_threshold": (-math.inf, 1e12), "pool_factor": (1, 100),
-    "disagreement_fraction": (0, 1), "repeat_fraction": (0, 0.5), "ensemble_size": (1, 32),
+    "explore_share": (0, 1), "disagreement_fraction": (0, 1), "repeat_fraction": (0, 0.5), "ensemble_size": (1, 32),
     "reward_hidden": (1, 4096), "reward_learning_rate": (1e-8, 1), "reward_weight_decay": (0, 10),
     "reward_batch_pairs": (1, 4096), "reward_steps": (1, 10**7), "reward_epochs": (1, 10**6),
     "assumed_mistake_rate": (0, 0.49), "learning_rate": (1e-8, 1), "num_steps": (2, 10**6), "gamma": (0, 0.99999),

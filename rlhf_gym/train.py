@@ -61,7 +61,7 @@ class Agent(nn.Module):
 
     def __init__(self, info: EnvInfo, config: Config) -> None:
         super().__init__()
-        self.discrete = info.num_actions is not None
+        self.discrete, self.num_actions = info.num_actions is not None, info.num_actions
         outputs = info.num_actions or int(np.prod(info.action_shape))
         self.image, self.fast, self.narrow = info.image, config.fast, config.bfloat16
         self.normalizer = Normalizer(info.obs_shape) if config.normalize_obs and not info.image else None
@@ -162,6 +162,7 @@ class RewardModel(nn.Module):
     obs_std: Tensor
     offset: Tensor
     scale: Tensor
+    ends: Tensor
 
     def __init__(self, info: EnvInfo, config: Config) -> None:
         super().__init__()
@@ -192,7 +193,12 @@ class RewardModel(nn.Module):
         self.absorbing = nn.Parameter(torch.zeros(k))  # r_abs of each member
         self.register_buffer("scale", torch.ones(k))
         self.register_buffer("offset", torch.zeros(k))
+        self.register_buffer("ends", torch.zeros((), dtype=torch.int64))  # absorbing steps in the labeled clips
         self.regions: list[tuple[int, int, int, int]] = []  # painted over, else it learns to read the score
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Of a session from before `ends` was counted, too: there every end had a learned worth."""
+        return super().load_state_dict({"ends": torch.ones((), dtype=torch.int64), **state_dict}, *args, **kwargs)
 
     def forward(self, obs: Tensor, actions: Tensor) -> Tensor:
         """obs (B, *obs_shape), actions (B,) or (B, A) in [-1, 1] -> raw rewards (K, B)."""
@@ -221,16 +227,16 @@ class RewardModel(nn.Module):
         raw = [self(obs[i : i + batch], actions[i : i + batch]) for i in range(0, len(obs), batch)]
         return ((torch.cat(raw, 1) - self.offset[:, None]) * self.scale[:, None]).mean(0)
 
-    def absorbing_reward(self) -> float:
-        """r_abs, the predicted reward of every step after an episode's end."""
-        return float(((self.absorbing.detach() - self.offset) * self.scale).mean())
+    def absorbing_reward(self) -> float | None:
+        """r_abs, the predicted reward of every step after an episode's end; None where no labeled clip showed one."""
+        return float(((self.absorbing.detach() - self.offset) * self.scale).mean()) if self.ends else None
 
     def fit_scale(self, raw: Tensor, ended: int, gamma: float) -> None:
         """Fixes each member's offset and scale so that PPO's value targets are of order one.
 
         The statistics cover every step of the labeled clips, absorbing ones too, on raw outputs: mean zero,
         standard deviation REWARD_SPREAD * (1 - gamma). A member that finds no difference gives no reward at all,
-        rather than amplified noise.
+        rather than amplified noise. Without an absorbing step, one counts as much as the mean step.
 
         Args:
             raw: (K, R) raw rewards of the clips' live steps.
@@ -238,6 +244,9 @@ class RewardModel(nn.Module):
         """
         r_abs, n = self.absorbing.detach(), raw.shape[1] + ended
         mean = (raw.sum(1) + r_abs * ended) / n
+        self.ends.fill_(ended)
+        if not ended:
+            r_abs.copy_(mean)
         std = ((((raw - mean[:, None]) ** 2).sum(1) + (r_abs - mean) ** 2 * ended) / n).sqrt()
         self.offset.copy_(mean)
         self.scale.copy_(torch.where(std > 1e-4, REWARD_SPREAD * (1 - gamma) / std.clamp_min(1e-4), 0.0))
@@ -383,7 +392,7 @@ def rollout(
         step = vec.step(native)
         watch.lap("environment")
         true_rewards[t] = step.rewards
-        for i in np.flatnonzero(step.truncated & ~step.terminated):
+        for i in np.flatnonzero(step.truncated | step.terminated):
             finals.append((t, int(i), step.final_obs[i]))
         ends = torch.as_tensor(step.terminated), torch.as_tensor(step.truncated)
         for name, tensor in zip(batch, (x, actions, log_prob, value, *ends), strict=True):
@@ -393,23 +402,24 @@ def rollout(
     with torch.no_grad():
         _, last = agent(torch.as_tensor(obs, device=device))
         next_values = torch.cat([stacked["values"][1:], last[None]])
-        if finals and config.episode_ends == "absorb":  # life goes on past a truncation, unseen
+        if finals and config.episode_ends == "absorb":  # as if life went on, unseen
             _, value = agent(torch.as_tensor(np.stack([f for _, _, f in finals]), device=device))
             next_values[[t for t, _, _ in finals], [i for _, i, _ in finals]] = value
     rewards = torch.zeros_like(next_values)
     return Rollout(**stacked, next_values=next_values, rewards=rewards), obs, true_rewards
 
 
-def gae(roll: Rollout, config: Config, absorbing_reward: float) -> tuple[Tensor, Tensor]:
+def gae(roll: Rollout, config: Config, absorbing_reward: float | None) -> tuple[Tensor, Tensor]:
     """Generalised advantages and returns, both (T, N).
 
     A termination leads into a state that gives `absorbing_reward` for ever, worth r_abs / (1 - gamma); a truncation
-    leads on as if nothing had happened. With episode_ends "hide" every reset is an ordinary transition.
+    leads on as if nothing had happened, and so does a termination of which no label says what it is worth (None).
+    With episode_ends "hide" every reset is an ordinary transition.
     """
     next_values, goes_on = roll.next_values, torch.ones_like(roll.rewards)
     if config.episode_ends == "absorb":
-        end_value = absorbing_reward / (1 - config.gamma)
-        next_values = torch.where(roll.terminated, end_value, next_values)
+        if absorbing_reward is not None:
+            next_values = torch.where(roll.terminated, absorbing_reward / (1 - config.gamma), next_values)
         goes_on = (~(roll.terminated | roll.truncated)).float()
     delta = roll.rewards + config.gamma * next_values - roll.values
     advantages, running = torch.zeros_like(delta), torch.zeros_like(delta[0])
@@ -502,7 +512,7 @@ def train_agent(
     *,
     steps: int,
     seed_path: tuple[int, ...],
-    absorbing_reward: float = 0.0,
+    absorbing_reward: float | None = 0.0,
     warmup: int = 0,
     state: dict[str, Any] | None = None,
     save: Callable[[dict[str, Any]], None] | None = None,
@@ -516,7 +526,7 @@ def train_agent(
 
     Args:
         score: gives the rewards (T, N) to learn from, of a rollout and its true rewards (see `predicted`).
-        absorbing_reward: what every step after an episode's end gives.
+        absorbing_reward: what every step after an episode's end gives; None where that is not known.
         warmup: iterations at the beginning on which only the value is fitted.
         state, save: an in-phase checkpoint to go on from, and where to put one.
         report: called after each iteration with (steps done, steps to do, metrics); true ends the training.
@@ -542,7 +552,7 @@ def train_agent(
             generator.set_state(state["generator"])
         else:  # the session went on on another kind of device
             generator.manual_seed(seed_from(*seed_path, begin))
-    ends = absorbing_reward if config.episode_ends == "absorb" else 0.0
+    ends = (absorbing_reward or 0.0) if config.episode_ends == "absorb" else 0.0
     vec, iteration, tracker = None, begin - 1, EpisodeTracker(config.num_envs, ends)
     with contextlib.ExitStack() as closing:
         for iteration in range(begin, iterations):

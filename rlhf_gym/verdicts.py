@@ -82,7 +82,7 @@ def judge_videos(session: Session, model: RewardModel, agent: Agent, info: EnvIn
     for number, episode in episodes.items():
         predicted = along(model, agent, episode)
         rest = horizon - len(predicted) if episode.absorbing.any() else 0
-        mean = (predicted.sum() + rest * model.absorbing_reward()) / (len(predicted) + rest)
+        mean = (predicted.sum() + rest * (model.absorbing_reward() or 0.0)) / (len(predicted) + rest)
         verdict = {
             "judge": judge, "fps": video_fps(info), "predicted": shown(predicted, stride),
             "true": shown(episode.rewards[~episode.absorbing], stride), "ended": bool(episode.absorbing.any()),

@@ -377,6 +377,43 @@ def test_the_memory_is_what_it_was_after_each_step(limit):
     twin.close()
 
 
+def test_before_there_is_a_reward_model_random_actions_are_held_in_most_environments():
+    def played(share: float) -> list[np.ndarray]:
+        given = {"env_id": "Pendulum-v1", "explore_share": share, "num_envs": 8}
+        config = resolve(given, "classic-continuous")
+        info = envs.describe(config)
+        agent = checkpoints.new_agent(info, config, CPU)
+        snapshot = Snapshot(agent, None, config, info, -1)
+        found = collect.gather(snapshot, config, info, 40, 30, (1, 0), lambda done, total: None)
+        return [c.segment.actions for c in found]
+
+    def held(clips: list[np.ndarray]) -> float:
+        """Share of the steps whose action, within its bounds, is that of the step before."""
+        same = [(a[1:] == a[:-1])[np.abs(a[1:]) < 2] for a in clips]
+        return float(np.concatenate(same).mean())
+
+    assert held(played(0.0)) == 0
+    assert 0.3 < held(played(0.75)) < 0.7
+    clips = played(1.0)
+    assert 0.6 < held(clips) < 0.95
+    every = np.concatenate(clips)
+    assert -2 <= every.min() < -1.9  # as the environment takes them
+    assert 1.9 < every.max() <= 2
+
+
+def test_an_agent_with_a_reward_model_shows_itself_alone(monkeypatch):
+    given = {"env_id": "CartPole-v1", "explore_share": 1.0}
+    config = resolve(given, "classic")
+    info = envs.describe(config)
+    agent, reward = checkpoints.new_agent(info, config, CPU), checkpoints.new_reward_model(info, config, CPU, 0)
+    monkeypatch.setattr(collect.HeldActions, "choose", lambda self, i: 1)  # always to the right
+    for model, alone in ((None, False), (reward, True)):
+        snapshot = Snapshot(agent, model, config, info, -1)
+        found = collect.gather(snapshot, config, info, 8, 5, (1, 0), lambda done, total: None)
+        lefts = [c.segment.actions[~c.segment.absorbing] == 0 for c in found]
+        assert any(left.any() for left in lefts) == alone
+
+
 # ---------------------------------------------------------------------------------------------- pairs
 
 

@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from gymnasium import spaces
 
-from rlhf_gym import train
+from rlhf_gym import envs, train
 from rlhf_gym.collect import Cutter
-from rlhf_gym.config import Config
+from rlhf_gym.config import Config, resolve
 from rlhf_gym.envs import EnvInfo, Envs
 from rlhf_gym.episodes import EpisodeTracker
 from rlhf_gym.labels import Labels
@@ -293,6 +293,14 @@ def test_fit_scale_covers_live_and_absorbing_steps_and_silences_a_member_that_se
     assert model.absorbing_reward() == pytest.approx(float(scaled[:, -1].mean()), rel=1e-5)
     assert model.absorbing_reward() < 0
 
+    model.fit_scale(raw, 0, gamma)  # no clip ended: then an end is worth what a step is, in judging clips
+    assert model.absorbing_reward() is None
+    assert torch.equal(model.absorbing, model.offset)
+    old = {k: v for k, v in model.state_dict().items() if k != "ends"}
+    model.load_state_dict(old)  # of a session from before ends were counted
+    assert model.absorbing_reward() == pytest.approx(0, abs=1e-6)
+    model.fit_scale(raw, 10, gamma)
+
     obs, actions = torch.randn(300, 4), torch.randint(0, 2, (300,))
     with torch.no_grad():
         each = (model(obs, actions) - model.offset[:, None]) * model.scale[:, None]
@@ -471,6 +479,42 @@ def test_gae_by_hand(hide, terminated, truncated, advantages):
     found, returns = gae(roll, config, absorbing_reward=3.0)
     assert found[:, 0].tolist() == pytest.approx(advantages)
     assert torch.allclose(returns, found + roll.values)
+
+
+def test_an_end_of_unknown_worth_is_bootstrapped_like_a_truncation():
+    config = Config(gamma=0.5, gae_lambda=0.5)
+    unknown, _ = gae(made_rollout([1, 2, 3], [1, 2, 1], [2, 2, 4], [1]), config, None)
+    truncated, _ = gae(made_rollout([1, 2, 3], [1, 2, 1], [2, 2, 4], [], [1]), config, 3.0)
+    assert torch.equal(unknown, truncated)
+
+
+@pytest.mark.parametrize("truncate", [False, True])
+def test_every_end_is_followed_by_the_value_of_what_was_seen_last(truncate):
+    """Which of them `gae` uses is known only once it is known what an end is worth."""
+    config = resolve({"env_id": "CartPole-v1", "num_envs": 2, "num_steps": 64, "num_minibatches": 2}, "classic")
+    info = envs.describe(config)
+    agent, vec = Agent(info, config), Remembering(config, truncate)
+    roll, _, _ = train.rollout(agent, vec, vec.reset(), config, torch.Generator().manual_seed(1), CPU)
+    vec.close()
+    ended = roll.truncated if truncate else roll.terminated
+    assert ended.sum() >= 2
+    for t, i in ended.nonzero().tolist():
+        _, value = agent(torch.as_tensor(vec.finals[t][i])[None])
+        assert float(roll.next_values[t, i]) == pytest.approx(value.item(), abs=1e-5)
+
+
+class Remembering(envs.Envs):
+    """Keeps what each step led to; with `truncate` calls every termination a truncation."""
+
+    def __init__(self, config, truncate):
+        super().__init__(config, config.num_envs, (1, 2))
+        self.truncate, self.finals = truncate, []
+
+    def step(self, actions):
+        step = super().step(actions)
+        self.finals.append(step.final_obs.copy())
+        ends = (np.zeros_like(step.terminated), step.terminated) if self.truncate else (step.terminated, step.truncated)
+        return dataclasses.replace(step, terminated=ends[0], truncated=ends[1])
 
 
 def life_in_a_chain(rng: np.random.Generator, gamma: float):
