@@ -293,7 +293,7 @@ def test_pairs_of_clips_all_alike_are_chosen_without_dividing_by_their_spread() 
 def clips_of_cartpole() -> list[Segment]:
     """Of 0.4 s, of an untrained agent: most end inside the clip, many do not."""
     info = envs.describe(Config(env_id="CartPole-v1"))
-    config = resolve({"env_id": "CartPole-v1"}, info.kind)
+    config = resolve({"env_id": "CartPole-v1", "explore_share": 0.0}, info.kind)
     snapshot = Snapshot(new_agent(info, config, CPU), None, config, info, START)
     found = collect.gather(snapshot, config, info, 900, 20, (5, 7), lambda done, total: None)
     return [c.segment for c in found]
@@ -320,7 +320,7 @@ def test_a_taste_unrelated_to_the_end_is_not_taken_for_one_of_ends(
     right = (predicted[::2] > predicted[1::2]) == (taste[400::2] > taste[401::2])
     end = ended[400:].astype(float)
     one = end[::2] != end[1::2]
-    assert one.sum() > 60
+    assert one.sum() > 80
     assert right[~one].mean() > 0.85
     assert right[one].mean() > right[~one].mean() - allowed
     by_end_alone = (model.absorbing_reward() * (end[::2] - end[1::2]) > 0) == (taste[400::2] > taste[401::2])
