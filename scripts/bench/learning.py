@@ -40,6 +40,7 @@ from rlhf_gym.seeds import PHASE_SEED
 from scripts.bench.tasks import TASKS, Task
 
 EPISODES = 20
+NAMES = {"return": "mean", "length": "mean_length"}  # of measures, in what `evaluate` gives
 
 
 @dataclass(frozen=True)
@@ -80,9 +81,6 @@ def measured(task: Task, agent: train.Agent, config: Config, info: envs.EnvInfo,
     return {"value": value, "return": found["mean"], "length": found["mean_length"]}
 
 
-NAMES = {"return": "mean", "length": "mean_length"}  # in what `evaluate` gives
-
-
 def run(job: Job) -> dict[str, Any]:
     """One session from the first pair to the last, or one plain training. Runs in a process of its own."""
     task = TASKS[job.task]
@@ -99,10 +97,10 @@ def run_session(task: Task, config: Config, info: envs.EnvInfo) -> dict[str, Any
         began = time.monotonic()
         loop.run(session, config, info, Monitor(session, Console(file=io.StringIO())))
         seconds = time.monotonic() - began
-        rounds = []
+        rounds, pairs = [], session.pairs()
         for number in session.trained_rounds():
             agent = checkpoints.Snapshot.load(session.checkpoint(number)).agent
-            labels = sum(p.round <= number and p.choice is not None for p in session.pairs())
+            labels = sum(p.round <= number and p.choice is not None for p in pairs)
             rounds.append({"labels": labels, **measured(task, agent, config, info, number)})
         metrics: dict[str, list[float]] = {}
         for m in session.metrics():
