@@ -759,7 +759,7 @@ def test_an_unsaved_label_is_tried_again_and_survives_a_reload(
     page.route("**/labels", lambda route: route.abort())
     press(page, "ArrowRight")
     page.wait_for_selector("#trouble:has-text('One label is not saved yet')")
-    page.unroute("**/labels")
+    page.unroute_all(behavior="wait")
     page.on("dialog", lambda dialog: dialog.accept())  # the browser asks before it leaves
     page.reload()
     wait_for(lambda: loop.labels(0) == ["right", None, None])
@@ -768,7 +768,7 @@ def test_an_unsaved_label_is_tried_again_and_survives_a_reload(
     page.route("**/labels", lambda route: route.fulfill(status=503, json={"detail": "The database is busy."}))
     press(page, "ArrowUp")
     page.wait_for_selector("#trouble:has-text('The database is busy.')")
-    page.unroute("**/labels")  # the event stream never broke: only the page's own patience helps
+    page.unroute_all(behavior="wait")  # the event stream never broke: only the page's own patience helps
     wait_for(lambda: loop.labels(0) == ["right", "equal", None])
     page.wait_for_selector("#trouble", state="hidden")
 
