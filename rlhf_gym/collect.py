@@ -247,12 +247,10 @@ def judge(model: RewardModel, agent: Agent, segments: Sequence[Segment]) -> torc
     device = model.scale.device
     sums = []
     for segment in segments:
-        live = ~segment.absorbing
-        obs = torch.as_tensor(segment.observations[live], device=device)
-        actions = agent.from_env(torch.as_tensor(segment.actions[live], device=device))
+        obs, actions, ended, count = (torch.as_tensor(x, device=device) for x in segment.rows())
         with torch.no_grad():
-            total = model(obs, actions).sum(1) + model.absorbing * int(segment.absorbing.sum())
-        sums.append(total / len(live) * REFERENCE_STEPS)
+            total = (model(obs, agent.from_env(actions), ended) * count).sum(1)
+        sums.append(total / len(segment.absorbing) * REFERENCE_STEPS)
     return torch.stack(sums, 1)
 
 

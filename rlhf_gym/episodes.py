@@ -36,14 +36,13 @@ class Stopwatch:
 class EpisodeTracker:
     """Sums true and predicted rewards over whole episodes, for the log only.
 
-    Args:
-        absorbing_reward: r_abs. What predicts how good an episode was is its predicted worth, the predicted return
-            above that of an ended episode of as many steps: if all episodes were lengthened to one horizon by what they
-            give after their end, their order would be the same. No constant on every reward changes it.
+    What predicts how good an episode was is its predicted worth: the mean reward over as many steps as the longest
+    episode so far had, those after its end included; one cut off is taken to go on as it was. A constant on every
+    reward changes it by that constant.
     """
 
-    def __init__(self, num_envs: int, absorbing_reward: float = 0.0) -> None:
-        self.absorbing_reward = absorbing_reward
+    def __init__(self, num_envs: int) -> None:
+        self.longest = 0.0
         self.running = np.zeros((3, num_envs))  # true return, predicted return, length
         self.finished: deque[np.ndarray] = deque(maxlen=100)
 
@@ -51,13 +50,17 @@ class EpisodeTracker:
         """The environments start anew: the episodes that ran are never finished."""
         self.running[:] = 0
 
-    def add(self, true: np.ndarray, predicted: np.ndarray, ended: np.ndarray) -> None:
-        """true, predicted, ended: (T, N)."""
+    def add(self, true: np.ndarray, predicted: np.ndarray, ended: np.ndarray, after: np.ndarray | None = None) -> None:
+        """true, predicted, ended: (T, N); after: (T, N) predicted reward of each step after an end, NaN if cut off."""
+        after = np.full_like(predicted, np.nan) if after is None else after
         steps = np.stack([true, predicted, np.ones_like(true)], 1).astype(np.float64)
         for t in range(len(true)):
             self.running += steps[t]
             for i in np.flatnonzero(ended[t]):
-                self.finished.append(self.running[:, i].copy())
+                _, total, length = self.running[:, i]
+                each = total / length if np.isnan(after[t, i]) else after[t, i]
+                self.finished.append(np.append(self.running[:, i], each))
+                self.longest = max(self.longest, length)
                 self.running[:, i] = 0
 
     def means(self) -> dict[str, float]:
@@ -66,9 +69,9 @@ class EpisodeTracker:
         if not self.finished:
             return {}
         names = ("charts/true_return", "charts/predicted_return", "charts/episode_length")
-        means = dict(zip(names, map(float, np.mean(self.finished, axis=0)), strict=True))
-        true, predicted, length = np.array(self.finished).T
-        worth = predicted - self.absorbing_reward * length
+        means = dict(zip(names, map(float, np.mean(self.finished, axis=0)), strict=False))
+        true, predicted, length, after = np.array(self.finished).T
+        worth = (predicted + (self.longest - length) * after) / self.longest
         with np.errstate(invalid="ignore"):  # true rewards may be infinite
             means |= {"charts/true_return_std": float(true.std()), "charts/predicted_worth": float(worth.mean())}
             means |= {"charts/predicted_worth_std": float(worth.std()), "charts/episodes": float(len(true))}

@@ -66,7 +66,7 @@ def parts(pairs: Tensor, model: RewardModel, labels: Labels) -> tuple[Tensor, ..
     takes stays in the cache. Vectors are slower that way."""
     if not (model.fast and model.image and model.scale.device.type == "cpu"):
         return (pairs,)
-    images = int(labels.live[labels.left[pairs]].sum() + labels.live[labels.right[pairs]].sum()) / len(pairs)
+    images = len(labels.rows_of(torch.cat([labels.left[pairs], labels.right[pairs]]))[0]) / len(pairs)
     return pairs.split(max(1, round(CACHED_IMAGES / images)))
 
 

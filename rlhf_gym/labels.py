@@ -1,7 +1,7 @@
 """The labels of a session as tensors, ready for the reward model.
 
-`Labels` holds every labeled pair: the clips' live steps in one long row, and where each clip lies in it, so that
-clips of any length share a batch. `load_labels` reads them from a session.
+`Labels` holds every labeled pair: the clips' steps in one long row, and where each clip lies in it, so that clips of
+any length share a batch. `load_labels` reads them from a session.
 """
 
 from __future__ import annotations
@@ -33,10 +33,14 @@ class Labels:
         left, right: (P,) position of each pair's clips among the C clips.
         target: (P,) what the label says of P(left is better).
         weight: (K, P) how often member k sees a pair; never means held out for k.
-        live, ended: (C,) live and absorbing steps of each clip.
+        length: (C,) steps of each clip, absorbing ones too.
+        begin, end: (C,) where the rows of each clip lie, see `Segment.rows`.
+        count: (R,) how many steps each row stands for: one, or all absorbing steps of a clip.
+        ended: (R,) bool: whether it stands for absorbing steps.
         logits: (K, P) the log-odds that left is better, of the reward model trained on them last.
-        obs, actions: the R live steps of all clips, one after the other; of stacked frames each is kept once
-            (14 times less memory than float stacks) and `rows` stacks them again.
+        obs, actions: the R rows of all clips, one after the other: a clip's live steps and, where it ended, what was
+            seen last. Of stacked frames each is kept once (14 times less memory than float stacks) and `steps` stacks
+            them again.
     """
 
     def __init__(
@@ -54,8 +58,8 @@ class Labels:
         obs: list[Tensor] = []
         first: list[Tensor] = []
         frames_so_far, self.stack = 0, 0
-        for segment in segments.values():
-            x = segment.observations[: int((~segment.absorbing).sum())]
+        rows = [segment.rows() for segment in segments.values()]
+        for x, _, _, _ in rows:
             if x.dtype == np.uint8 and x.ndim == 4:  # (n, S, H, W)
                 self.stack = x.shape[1]
                 frames = unstack(x)
@@ -64,12 +68,13 @@ class Labels:
                 x = x.reshape(-1, *x.shape[2:]) if frames is None else frames
                 frames_so_far += len(x)
             obs.append(torch.as_tensor(x))
-        live = [segment.actions[~segment.absorbing] for segment in segments.values()]
         self.obs, self.first = torch.cat(obs), torch.cat(first) if first else None
-        self.actions = from_env(torch.as_tensor(np.concatenate(live)))
-        self.live = torch.tensor([len(a) for a in live])
-        self.ended = torch.tensor([int(s.absorbing.sum()) for s in segments.values()])
-        self.start = torch.cumsum(self.live, 0) - self.live
+        self.actions = from_env(torch.as_tensor(np.concatenate([actions for _, actions, _, _ in rows])))
+        self.ended = torch.as_tensor(np.concatenate([ended for _, _, ended, _ in rows]))
+        self.count = torch.as_tensor(np.concatenate([count for _, _, _, count in rows])).float()
+        self.end = torch.cumsum(torch.tensor([len(count) for _, _, _, count in rows]), 0)
+        self.begin = torch.cat([torch.zeros(1, dtype=torch.int64), self.end[:-1]])
+        self.length = torch.tensor([int(count.sum()) for _, _, _, count in rows])
         position = {clip: i for i, clip in enumerate(segments)}
         self.left = torch.tensor([position[p.left_clip] for p in self.pairs])
         self.right = torch.tensor([position[p.right_clip] for p in self.pairs])
@@ -82,18 +87,17 @@ class Labels:
         ]
         self.weight = torch.tensor(draws, dtype=torch.float32)
 
-    def rows(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Observations (B, *obs_shape) and actions of the live steps `rows` (B,)."""
-        if self.first is None:
-            return self.obs[rows], self.actions[rows]
-        return self.obs[self.first[rows, None] + torch.arange(self.stack)], self.actions[rows]
+    def steps(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Observations (B, *obs_shape), actions, and whether it had ended (B,), of rows (B,)."""
+        obs = self.obs[rows] if self.first is None else self.obs[self.first[rows, None] + torch.arange(self.stack)]
+        return obs, self.actions[rows], self.ended[rows]
 
-    def steps_of(self, clips: Tensor) -> tuple[Tensor, Tensor]:
-        """The live steps (B,) of clips (C,), and which of the clips each belongs to (B,)."""
-        n = self.live[clips]
+    def rows_of(self, clips: Tensor) -> tuple[Tensor, Tensor]:
+        """The rows (B,) of clips (C,), and which of the clips each belongs to (B,)."""
+        n = (self.end - self.begin)[clips]
         owner = torch.repeat_interleave(torch.arange(len(clips)), n)
         before = torch.cumsum(n, 0) - n
-        return torch.arange(int(n.sum())) - before[owner] + self.start[clips][owner], owner
+        return torch.arange(int(n.sum())) - before[owner] + self.begin[clips][owner], owner
 
 
 def load_labels(

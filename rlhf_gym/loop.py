@@ -394,7 +394,7 @@ def train_parts(
             train_agent, before.agent, predicted(model), config, loop.device, steps=config.agent_steps_per_round,
             seed_path=(config.seed, number, PHASE_SEED["train_agent"], *part),
             warmup=0 if part else config.value_warmup_iterations,
-            absorbing_reward=model.absorbing_reward(), state=state["training"] or None, save=save, report=reported,
+            state=state["training"] or None, save=save, report=reported,
         )  # fmt: skip
         if state["part"] >= loop.session.wishes().longer(number):
             return gains

@@ -94,14 +94,14 @@ class TrueReward:
         self.gamma = config.gamma
         self.spread, self.running = Normalizer(()), torch.zeros(())
 
-    def __call__(self, roll: Rollout, true_rewards: np.ndarray) -> torch.Tensor:
+    def __call__(self, roll: Rollout, true_rewards: np.ndarray) -> None:
         rewards, ends = torch.as_tensor(true_rewards), (roll.terminated | roll.truncated).cpu()
         returns = torch.empty_like(rewards)
         for t, reward in enumerate(rewards):
             torch.add(reward, self.running, alpha=self.gamma, out=returns[t])
             self.running = torch.where(ends[t], 0.0, returns[t])
         self.spread.update(returns.flatten())
-        return (rewards / (self.spread.var.float() + 1e-8).sqrt()).to(roll.values.device)
+        roll.rewards = (rewards / (self.spread.var.float() + 1e-8).sqrt()).to(roll.values.device)
 
 
 class Progress:
@@ -165,7 +165,7 @@ def retrain(command: Train, args: list[str], team: Team | None = None) -> None:
     seed_path = (config.seed, 0, PHASE_SEED["train_agent"])
     done = team.run(
         train_agent, agent, predicted(model), config, device, steps=steps, seed_path=seed_path,
-        absorbing_reward=model.absorbing_reward(), report=Progress(float("inf")),
+        report=Progress(float("inf")),
     )  # fmt: skip
     finish(Snapshot(agent, model, config, info, max(rounds, default=0), session.last_label_id(), done), command)
 

@@ -35,6 +35,17 @@ class Segment:
     absorbing: np.ndarray  # (T,) bool
     infos: dict[str, np.ndarray]  # name -> (T, ...) numbers the environment reported; on Atari also "ram" (T, 128)
 
+    def rows(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """What the reward model judges: the live steps and, once, what was seen last where the episode ended.
+
+        Returns:
+            observations (R, *obs_shape), actions (R,) or (R, A), ended (R,) bool, and how many steps each row stands
+            for (R,): one, or all absorbing ones.
+        """
+        kept = ~self.absorbing | (np.cumsum(self.absorbing) == 1)
+        count = np.where(self.absorbing, self.absorbing.sum(), 1)
+        return self.observations[kept], self.actions[kept], self.absorbing[kept], count[kept]
+
     def info_dicts(self) -> list[dict[str, Any]]:
         return [{k: v[t] for k, v in self.infos.items()} for t in range(len(self.rewards))]
 

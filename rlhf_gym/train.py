@@ -38,6 +38,7 @@ from rlhf_gym.seeds import seed_from
 from rlhf_gym.team import Team
 
 REFERENCE_STEPS = 25.0  # a clip's reward is its mean per step times this, so clips of any length compare alike
+END_SPEED = 10.0  # a lone number moves by one step size at a time, a network by many: r_abs would lag behind it
 REWARD_SPREAD = 10.0  # standard deviation of the predicted reward, times 1 / (1 - gamma); see RewardModel.fit_scale
 
 # ---------------------------------------------------------------------------------------------- networks
@@ -152,7 +153,8 @@ class Agent(nn.Module):
 
 
 class RewardModel(nn.Module):
-    """K reward models trained as one: r(o, a), or r(o) without `reward_sees_action`, and r_abs after the end.
+    """K reward models trained as one: r(o, a), or r(o) without `reward_sees_action`, and r_abs(o) after an end in o:
+    what that frame, which the person sees held, gives on all actions alike, plus a learned number.
 
     Vectors go through K two-layer MLPs (batched matrix products); images through K of Christiano's convolutional
     networks (2017, A.2; grouped convolutions, no batch norm) first.
@@ -162,7 +164,6 @@ class RewardModel(nn.Module):
     obs_std: Tensor
     offset: Tensor
     scale: Tensor
-    ends: Tensor
 
     def __init__(self, info: EnvInfo, config: Config) -> None:
         super().__init__()
@@ -190,18 +191,17 @@ class RewardModel(nn.Module):
             torch.randn(k, a, b) * math.sqrt((2 if b > 1 else 0.1) / a) for a, b in pairwise(sizes)
         )
         self.biases = nn.ParameterList(torch.zeros(k, 1, b) for b in sizes[1:])
-        self.absorbing = nn.Parameter(torch.zeros(k))  # r_abs of each member
+        self.absorbing = nn.Parameter(torch.zeros(k))  # r_abs(o) - r(o) of each member, over END_SPEED
         self.register_buffer("scale", torch.ones(k))
         self.register_buffer("offset", torch.zeros(k))
-        self.register_buffer("ends", torch.zeros((), dtype=torch.int64))  # absorbing steps in the labeled clips
         self.regions: list[tuple[int, int, int, int]] = []  # painted over, else it learns to read the score
 
-    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """Of a session from before `ends` was counted, too: there every end had a learned worth."""
-        return super().load_state_dict({"ends": torch.ones((), dtype=torch.int64), **state_dict}, *args, **kwargs)
+    def forward(self, obs: Tensor, actions: Tensor, ended: Tensor | None = None) -> Tensor:
+        """obs (B, *obs_shape), actions (B,) or (B, A) in [-1, 1] -> raw rewards (K, B).
 
-    def forward(self, obs: Tensor, actions: Tensor) -> Tensor:
-        """obs (B, *obs_shape), actions (B,) or (B, A) in [-1, 1] -> raw rewards (K, B)."""
+        Args:
+            ended: (B,) bool: whether the step comes after an episode's end in obs, and its action does not count.
+        """
         if self.image:
             x = fast.pixels(obs, self.fast)
             for top, bottom, left, right in self.regions:
@@ -213,41 +213,37 @@ class RewardModel(nn.Module):
             x = ((obs.flatten(1) - self.obs_mean) / self.obs_std).clamp(-10, 10).expand(self.members, -1, -1)
         if self.sees_action:
             a = F.one_hot(actions.long(), self.num_actions).float() if self.num_actions else actions.flatten(1)
+            if ended is not None:
+                a = torch.where(ended[:, None], 1 / self.num_actions if self.num_actions else 0.0, a)
             x = torch.cat([x, a.expand(self.members, -1, -1)], -1)
         for i, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             x = torch.baddbmm(bias, x, weight)
             if i < len(self.weights) - 1:
                 x = torch.tanh(x)  # bounded: a state never labeled gets no wild reward (docs/benchmarks.md)
-        return x.squeeze(-1)
+        return x.squeeze(-1) if ended is None else x.squeeze(-1) + END_SPEED * self.absorbing[:, None] * ended
 
     @torch.no_grad()
-    def reward(self, obs: Tensor, actions: Tensor, batch: int = 4096) -> Tensor:
-        """The predicted reward (B,): the members' scaled rewards, averaged."""
+    def reward(self, obs: Tensor, actions: Tensor, ended: Tensor | None = None, batch: int = 4096) -> Tensor:
+        """The predicted reward (B,): the members' scaled rewards, averaged. Arguments as of forward."""
+        ended = torch.zeros(len(obs), dtype=torch.bool, device=obs.device) if ended is None else ended
         batch = 256 if self.image else batch
-        raw = [self(obs[i : i + batch], actions[i : i + batch]) for i in range(0, len(obs), batch)]
-        return ((torch.cat(raw, 1) - self.offset[:, None]) * self.scale[:, None]).mean(0)
+        parts = zip(*(x.split(batch) for x in (obs, actions, ended)), strict=True)
+        raw = torch.cat([self(*part) for part in parts], 1)
+        return ((raw - self.offset[:, None]) * self.scale[:, None]).mean(0)
 
-    def absorbing_reward(self) -> float | None:
-        """r_abs, the predicted reward of every step after an episode's end; None where no labeled clip showed one."""
-        return float(((self.absorbing.detach() - self.offset) * self.scale).mean()) if self.ends else None
-
-    def fit_scale(self, raw: Tensor, ended: int, gamma: float) -> None:
+    def fit_scale(self, raw: Tensor, count: Tensor, gamma: float) -> None:
         """Fixes each member's offset and scale so that PPO's value targets are of order one.
 
         The statistics cover every step of the labeled clips, absorbing ones too, on raw outputs: mean zero,
         standard deviation REWARD_SPREAD * (1 - gamma). A member that finds no difference gives no reward at all,
-        rather than amplified noise. Without an absorbing step, one counts as much as the mean step.
+        rather than amplified noise.
 
         Args:
-            raw: (K, R) raw rewards of the clips' live steps.
-            ended: number of absorbing steps in the same clips.
+            raw: (K, R) raw rewards of the clips' rows, see `Labels`.
+            count: (R,) how many steps each stands for.
         """
-        r_abs, n = self.absorbing.detach(), raw.shape[1] + ended
-        mean = (raw.sum(1) + r_abs * ended) / n
-        self.ends.fill_(ended)
-        if not ended:
-            r_abs.copy_(mean)
-        std = ((((raw - mean[:, None]) ** 2).sum(1) + (r_abs - mean) ** 2 * ended) / n).sqrt()
+        mean = (raw * count).sum(1) / count.sum()
+        std = (((raw - mean[:, None]) ** 2 * count).sum(1) / count.sum()).sqrt()
         self.offset.copy_(mean)
         self.scale.copy_(torch.where(std > 1e-4, REWARD_SPREAD * (1 - gamma) / std.clamp_min(1e-4), 0.0))
 
@@ -261,17 +257,13 @@ def clip_rewards(
     """Raw rewards (K, C) of clips (C,): mean per step times REFERENCE_STEPS, absorbing steps counted.
 
     Args:
-        raw: (K, R) what the model gives each live step of `labels`, where that is known.
+        raw: (K, R) what the model gives each row of `labels`, where that is known.
     """
-    rows, owner = labels.steps_of(clips)
-    if raw is None:
-        obs, actions = labels.rows(rows)
-        raw = model(obs.to(device), actions.to(device))  # (K, B)
-    else:
-        raw = raw[:, rows.to(device)]
-    sums = torch.zeros(model.members, len(clips), device=device).index_add(1, owner.to(device), raw)
-    live, ended = labels.live[clips].to(device), labels.ended[clips].to(device)
-    return (sums + model.absorbing[:, None] * ended) / (live + ended) * REFERENCE_STEPS
+    rows, owner = labels.rows_of(clips)
+    raw = model(*(x.to(device) for x in labels.steps(rows))) if raw is None else raw[:, rows.to(device)]  # (K, B)
+    sums = torch.zeros(model.members, len(clips), device=device)
+    sums = sums.index_add(1, owner.to(device), raw * labels.count[rows].to(device))
+    return sums / labels.length[clips].to(device) * REFERENCE_STEPS
 
 
 def pair_logits(
@@ -353,8 +345,8 @@ def train_reward(
     model.eval()
     with torch.no_grad():
         rows = torch.arange(len(labels.actions)).split(256 if model.image else 8192)
-        raw = torch.cat([model(obs.to(device), actions.to(device)) for obs, actions in map(labels.rows, rows)], 1)
-        model.fit_scale(raw, int(labels.ended.sum()), config.gamma)
+        raw = torch.cat([model(*(x.to(device) for x in labels.steps(part))) for part in rows], 1)
+        model.fit_scale(raw, labels.count.to(device), config.gamma)
         model.scale *= (weight * (target != 0.5)).sum(1) > 0  # a member that saw no decided pair knows nothing
         labels.logits = logits = pair_logits(model, labels, torch.arange(count), device, raw)
     return reward_metrics(logits, label_loss(logits, target, mistakes), target, weight, mistakes)
@@ -370,7 +362,10 @@ class Rollout:
     log_probs: Tensor  # (T, N)
     values: Tensor  # (T, N)
     next_values: Tensor  # (T, N) value of what each step led to, wherever that was
-    rewards: Tensor  # (T, N) filled in once per rollout
+    rewards: Tensor  # (T, N) filled in once per rollout, and so is
+    absorbing: Tensor  # (T, N) of the steps after an end, where one was
+    ends: Tensor  # (E, 2) int64: step and environment of each end
+    finals: Tensor  # (E, *obs_shape) what was seen last
     terminated: Tensor  # (T, N) bool
     truncated: Tensor  # (T, N) bool
 
@@ -382,7 +377,7 @@ def rollout(
     """Acts for num_steps steps. Returns the rollout, the next observation, and the true rewards (T, N)."""
     t_max, n, watch = config.num_steps, vec.num_envs, watch or Stopwatch()
     batch: dict[str, list[Any]] = {k: [] for k in ("obs", "actions", "log_probs", "values", "terminated", "truncated")}
-    true_rewards, finals = np.zeros((t_max, n), np.float32), []
+    true_rewards, ends, finals = np.zeros((t_max, n), np.float32), list[tuple[int, int]](), list[np.ndarray]()
     for t in range(t_max):
         x = torch.as_tensor(obs, device=device)
         with torch.no_grad():
@@ -393,33 +388,34 @@ def rollout(
         watch.lap("environment")
         true_rewards[t] = step.rewards
         for i in np.flatnonzero(step.truncated | step.terminated):
-            finals.append((t, int(i), step.final_obs[i]))
-        ends = torch.as_tensor(step.terminated), torch.as_tensor(step.truncated)
-        for name, tensor in zip(batch, (x, actions, log_prob, value, *ends), strict=True):
+            ends.append((t, int(i)))
+            finals.append(step.final_obs[i])
+        over = torch.as_tensor(step.terminated), torch.as_tensor(step.truncated)
+        for name, tensor in zip(batch, (x, actions, log_prob, value, *over), strict=True):
             batch[name].append(tensor)
         obs = step.obs
     stacked = {k: torch.stack(v).to(device) for k, v in batch.items()}
     with torch.no_grad():
         _, last = agent(torch.as_tensor(obs, device=device))
         next_values = torch.cat([stacked["values"][1:], last[None]])
-        if finals and config.episode_ends == "absorb":  # as if life went on, unseen
-            _, value = agent(torch.as_tensor(np.stack([f for _, _, f in finals]), device=device))
-            next_values[[t for t, _, _ in finals], [i for _, i, _ in finals]] = value
-    rewards = torch.zeros_like(next_values)
-    return Rollout(**stacked, next_values=next_values, rewards=rewards), obs, true_rewards
+        where = torch.tensor(ends, dtype=torch.int64, device=device).reshape(-1, 2)
+        seen = torch.as_tensor(np.stack(finals), device=device) if ends else stacked["obs"][:0, 0]
+        if ends and config.episode_ends == "absorb":  # life goes on past a truncation, unseen
+            next_values[where[:, 0], where[:, 1]] = agent(seen)[1]
+    zero = torch.zeros_like(next_values)
+    roll = Rollout(**stacked, next_values=next_values, rewards=zero, absorbing=zero.clone(), ends=where, finals=seen)
+    return roll, obs, true_rewards
 
 
-def gae(roll: Rollout, config: Config, absorbing_reward: float | None) -> tuple[Tensor, Tensor]:
+def gae(roll: Rollout, config: Config) -> tuple[Tensor, Tensor]:
     """Generalised advantages and returns, both (T, N).
 
-    A termination leads into a state that gives `absorbing_reward` for ever, worth r_abs / (1 - gamma); a truncation
-    leads on as if nothing had happened, and so does a termination of which no label says what it is worth (None).
-    With episode_ends "hide" every reset is an ordinary transition.
+    A termination leads into a state that gives r_abs for ever, worth r_abs / (1 - gamma); a truncation leads on as if
+    nothing had happened. With episode_ends "hide" every reset is an ordinary transition.
     """
     next_values, goes_on = roll.next_values, torch.ones_like(roll.rewards)
     if config.episode_ends == "absorb":
-        if absorbing_reward is not None:
-            next_values = torch.where(roll.terminated, absorbing_reward / (1 - config.gamma), next_values)
+        next_values = torch.where(roll.terminated, roll.absorbing / (1 - config.gamma), next_values)
         goes_on = (~(roll.terminated | roll.truncated)).float()
     delta = roll.rewards + config.gamma * next_values - roll.values
     advantages, running = torch.zeros_like(delta), torch.zeros_like(delta[0])
@@ -493,26 +489,31 @@ def update(
     return stats
 
 
-def predicted(model: RewardModel) -> Callable[[Rollout, np.ndarray], Tensor]:
+def predicted(model: RewardModel) -> Callable[[Rollout, np.ndarray], None]:
     """Scores rollouts by the reward model, once per rollout; the true rewards are not looked at."""
     return partial(predict, model)
 
 
-def predict(model: RewardModel, roll: Rollout, _true_rewards: np.ndarray) -> Tensor:
-    actions = roll.actions.flatten(0, 1)
+def predict(model: RewardModel, roll: Rollout, _true_rewards: np.ndarray | None = None) -> None:
+    """Fills in the rewards (T, N), and those after an end."""
+    t, i = roll.ends.T
+    obs = torch.cat([roll.obs.flatten(0, 1), roll.finals])
+    actions = torch.cat([roll.actions.flatten(0, 1), roll.actions[t, i]])
     actions = actions if model.num_actions else actions.clamp(-1, 1)  # as the environment took them
-    return model.reward(roll.obs.flatten(0, 1), actions).reshape(roll.values.shape)
+    ended = torch.arange(len(obs), device=obs.device) >= roll.values.numel()
+    rewards, absorbing = model.reward(obs, actions, ended).split([roll.values.numel(), len(t)])
+    roll.rewards, roll.absorbing = rewards.reshape(roll.values.shape), torch.zeros_like(roll.values)
+    roll.absorbing[t, i] = absorbing
 
 
 def train_agent(
     agent: Agent,
-    score: Callable[[Rollout, np.ndarray], Tensor],
+    score: Callable[[Rollout, np.ndarray], None],
     config: Config,
     device: torch.device,
     *,
     steps: int,
     seed_path: tuple[int, ...],
-    absorbing_reward: float | None = 0.0,
     warmup: int = 0,
     state: dict[str, Any] | None = None,
     save: Callable[[dict[str, Any]], None] | None = None,
@@ -525,8 +526,7 @@ def train_agent(
     anew, saved or not, so that a run that was killed and resumed equals one that was not, bit for bit.
 
     Args:
-        score: gives the rewards (T, N) to learn from, of a rollout and its true rewards (see `predicted`).
-        absorbing_reward: what every step after an episode's end gives; None where that is not known.
+        score: fills in the rewards to learn from, of a rollout and its true rewards (see `predicted`).
         warmup: iterations at the beginning on which only the value is fitted.
         state, save: an in-phase checkpoint to go on from, and where to put one.
         report: called after each iteration with (steps done, steps to do, metrics); true ends the training.
@@ -552,8 +552,7 @@ def train_agent(
             generator.set_state(state["generator"])
         else:  # the session went on on another kind of device
             generator.manual_seed(seed_from(*seed_path, begin))
-    ends = (absorbing_reward or 0.0) if config.episode_ends == "absorb" else 0.0
-    vec, iteration, tracker = None, begin - 1, EpisodeTracker(config.num_envs, ends)
+    vec, iteration, tracker = None, begin - 1, EpisodeTracker(config.num_envs)
     with contextlib.ExitStack() as closing:
         for iteration in range(begin, iterations):
             clock, watch = time.perf_counter(), Stopwatch()
@@ -571,9 +570,9 @@ def train_agent(
                 optimizer.param_groups[0]["lr"] = config.learning_rate * (1 - iteration / iterations)
             roll, obs, true_rewards = rollout(agent, vec, obs, config, generator, device, watch, learner)
             watch.lap("inference")
-            roll.rewards = score(roll, true_rewards)
+            score(roll, true_rewards)
             watch.lap("reward")
-            advantages, returns = gae(roll, config, absorbing_reward)
+            advantages, returns = gae(roll, config)
             value_only = iteration < min(warmup, iterations // 4)  # a short round must move the policy, too
             loss_of = team.averaged(ppo_loss, agent, value_only)
             stats = update(agent, optimizer, roll, advantages, returns, config, generator, value_only, loss_of)
@@ -581,7 +580,9 @@ def train_agent(
                 agent.normalizer.update(team.gathered(roll.obs.flatten(0, 1)))
             metrics = {k: float(v) for k, v in stats.items()}
             watch.lap("update")
-            tracker.add(true_rewards, roll.rewards.cpu().numpy(), (roll.terminated | roll.truncated).cpu().numpy())
+            after = torch.where(roll.terminated, roll.absorbing, torch.nan)
+            numbers = [x.cpu().numpy() for x in (roll.rewards, roll.terminated | roll.truncated, after)]
+            tracker.add(true_rewards, *numbers)
             metrics |= tracker.means() | watch.shares()
             residual = (returns - roll.values).var() / returns.var().clamp_min(1e-8)
             metrics["losses/explained_variance"] = 1 - float(residual)

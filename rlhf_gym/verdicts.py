@@ -54,12 +54,11 @@ def opinions(labels: Labels, round: int) -> list[Opinion]:
     ]
 
 
-def along(model: RewardModel, agent: Agent, segment: Segment) -> np.ndarray:
-    """The predicted reward at each live step of a segment, (n,)."""
-    device, live = model.scale.device, ~segment.absorbing
-    obs = torch.as_tensor(segment.observations[live], device=device)
-    actions = agent.from_env(torch.as_tensor(segment.actions[live], device=device))
-    return model.reward(obs, actions).cpu().numpy()
+def along(model: RewardModel, agent: Agent, segment: Segment) -> tuple[np.ndarray, float]:
+    """The predicted reward at each live step of a segment, (n,), and at each step after its end, 0 without one."""
+    obs, actions, ended, _ = (torch.as_tensor(x, device=model.scale.device) for x in segment.rows())
+    found = model.reward(obs, agent.from_env(actions), ended)
+    return found[~ended].cpu().numpy(), float(found[ended].sum())
 
 
 def shown(values: np.ndarray, stride: int) -> list[float] | None:
@@ -80,9 +79,9 @@ def judge_videos(session: Session, model: RewardModel, agent: Agent, info: EnvIn
     horizon = max((len(e.rewards) for e in episodes.values()), default=0)
     stride = video_stride(info)
     for number, episode in episodes.items():
-        predicted = along(model, agent, episode)
+        predicted, absorbing = along(model, agent, episode)
         rest = horizon - len(predicted) if episode.absorbing.any() else 0
-        mean = (predicted.sum() + rest * (model.absorbing_reward() or 0.0)) / (len(predicted) + rest)
+        mean = (predicted.sum() + rest * absorbing) / (len(predicted) + rest)
         verdict = {
             "judge": judge, "fps": video_fps(info), "predicted": shown(predicted, stride),
             "true": shown(episode.rewards[~episode.absorbing], stride), "ended": bool(episode.absorbing.any()),

@@ -35,7 +35,7 @@ def test_a_snapshot_comes_back_whole(name, tmp_path):
     info = envs.describe(config)
     agent = checkpoints.new_agent(info, config, CPU)
     reward = checkpoints.new_reward_model(info, config, CPU, 3)
-    reward.fit_scale(torch.randn(config.ensemble_size, 20) + 2, 3, config.gamma)
+    reward.fit_scale(torch.randn(config.ensemble_size, 20) + 2, torch.ones(20), config.gamma)
     path = tmp_path / "r003.pt"
     Snapshot(agent, reward, config, info, 3, last_label_id=17, global_step=4096).save(path)
     assert [p.name for p in tmp_path.iterdir()] == ["r003.pt"]  # nothing left aside

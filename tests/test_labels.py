@@ -77,21 +77,27 @@ def test_every_row_is_the_step_it_says_it_is(image):
     labels = Labels([pair(1, 2, 9), pair(2, 1, 4)], segments, double, seed=1, members=1)
     assert labels.left.tolist() == [1, 3]
     assert labels.right.tolist() == [2, 0]
-    assert labels.live.tolist() == [5, 1, 4, 5]
-    assert labels.ended.tolist() == [0, 2, 0, 1]
-    rows, owner = labels.steps_of(torch.tensor([3, 1, 2, 3]))  # in any order, and twice
-    assert owner.tolist() == [0] * 5 + [1] + [2] * 4 + [3] * 5
-    obs, actions = labels.rows(rows)
+    assert labels.length.tolist() == [5, 3, 4, 6]
+    assert labels.ended.tolist() == [False] * 5 + [False, True] + [False] * 4 + [False] * 5 + [True]
+    assert labels.count.tolist() == [1] * 5 + [1, 2] + [1] * 4 + [1] * 6
+    rows, owner = labels.rows_of(torch.tensor([3, 1, 2, 3]))  # in any order, and twice
+    assert owner.tolist() == [0] * 6 + [1] * 2 + [2] * 4 + [3] * 6
+    obs, actions, ended = labels.steps(rows)
     at = 0
     for clip in (1, 2, 9, 1):
-        live = ~segments[clip].absorbing
-        n = int(live.sum())
-        assert np.array_equal(obs[at : at + n].numpy(), segments[clip].observations[live])
-        assert np.array_equal(actions[at : at + n].numpy(), 2 * segments[clip].actions[live])
+        over = segments[clip].absorbing
+        n = int((~over).sum())
+        assert np.array_equal(obs[at : at + n].numpy(), segments[clip].observations[~over])
+        assert np.array_equal(actions[at : at + n].numpy(), 2 * segments[clip].actions[~over])
+        assert not ended[at : at + n].any()
         at += n
+        if over.any():  # and what was seen last, once
+            assert np.array_equal(obs[at].numpy(), segments[clip].observations[over][0])
+            assert ended[at]
+            at += 1
     assert at == len(rows)
     if image:  # the frames that slide are kept once
-        assert len(labels.obs) == (5 + 2) + (1 + 2) + 4 * 3 + (5 + 2)
+        assert len(labels.obs) == (5 + 2) + (2 + 2) + 4 * 3 + (6 + 2)
 
 
 @pytest.fixture
@@ -125,7 +131,7 @@ def test_labels_of_a_session(session):
     found = loaded()
     assert [p.id for p in found.pairs] == [pairs[n].id for n in (0, 2, 3, 4)]  # a skip is not used
     assert found.target.tolist() == pytest.approx([0.5, 1.0, 0.05, 0.95])
-    obs, actions = found.rows(found.steps_of(found.right[[2]])[0])
+    obs, actions, _ = found.steps(found.rows_of(found.right[[2]])[0])
     assert obs.flatten().tolist() == [70, 71, 72, 73]
     assert actions.flatten().tolist() == [140, 142, 144, 146]
 

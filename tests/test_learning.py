@@ -128,10 +128,8 @@ def test_what_was_foreseen_of_clips_is_what_the_reward_model_gave_them(stays_up)
     clips, predicted = stays_up.clips({i for p in batch for i in (p.left_clip, p.right_clip)}), []
     for clip in clips.values():
         segment = load_segment(stays_up.path / clip.path)
-        live = torch.as_tensor(segment.observations[~segment.absorbing])
-        actions = torch.as_tensor(segment.actions[~segment.absorbing])
-        total = float(before.reward.reward(live, actions).sum())
-        predicted.append(total + float(segment.absorbing.sum()) * before.reward.absorbing_reward())
+        obs, actions, ended, count = (torch.as_tensor(x) for x in segment.rows())
+        predicted.append(float((before.reward.reward(obs, actions, ended) * count).sum()))
     assert found == pytest.approx(np.corrcoef(predicted, [c.true_return for c in clips.values()])[0, 1], abs=1e-4)
     assert found > 0.5
     others = [replace(p, kind="disagreement") for p in batch]

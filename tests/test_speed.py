@@ -40,9 +40,9 @@ def test_training_tells_where_its_time_goes() -> None:
     told: list[dict[str, float]] = []
     agent = Agent(info, config)
 
-    def score(roll: Rollout, true_rewards: np.ndarray) -> torch.Tensor:
+    def score(roll: Rollout, true_rewards: np.ndarray) -> None:
         time.sleep(0.2)  # a reward model that takes its time
-        return torch.as_tensor(true_rewards)
+        roll.rewards = torch.as_tensor(true_rewards)
 
     train.train_agent(agent, score, config, CPU, steps=64, seed_path=(1,), report=lambda d, t, m: told.append(m))
     for metrics in told:

@@ -130,7 +130,7 @@ def trained(team: Team, config: Config, info: EnvInfo) -> dict[str, Any]:
         team.averaged = noted  # type: ignore[method-assign]
         assert team.work() == 0
         return {"held": held[-1]}
-    common: dict[str, Any] = dict(steps=5 * 64, seed_path=(1, 3, 2), warmup=1, absorbing_reward=-0.1)
+    common: dict[str, Any] = dict(steps=5 * 64, seed_path=(1, 3, 2), warmup=1)
     saved: list[dict[str, Any]] = []
     told: list[tuple[int, int, dict[str, float]]] = []
     done = team.run(
@@ -172,7 +172,7 @@ def test_both_hold_the_same_agent_and_go_on_bit_for_bit(tmp_path: Path, env_id: 
         assert first["agent"]["normalizer.count"] == 5 * 64  # what all of them saw
     # another number of processes goes on from there, too
     alone = Agent(info, config)
-    common: dict[str, Any] = dict(steps=5 * 64, seed_path=(1, 3, 2), warmup=1, absorbing_reward=-0.1)
+    common: dict[str, Any] = dict(steps=5 * 64, seed_path=(1, 3, 2), warmup=1)
     model = RewardModel(info, config)
     assert train_agent(alone, train.predicted(model), config, CPU, **common, state=first["states"][1]) == 320
     assert all(torch.isfinite(x).all() for x in alone.state_dict().values())

@@ -60,7 +60,7 @@ def pair(number: int, left: int, right: int, choice: str = "left", strength: str
 
 
 def random_labels(count: int, members: int = 2, info: EnvInfo = VECTOR, steps: int = 5) -> Labels:
-    """Labels of someone who likes a large first number (or a bright picture) and dislikes an end."""
+    """Labels of someone who likes a large first number (or a bright picture), held frames too, and dislikes an end."""
     rng, segments, worth = np.random.default_rng(1), {}, {}
     for i in range(2 * count):
         ended = int(rng.integers(0, 3)) if not info.image else 0
@@ -68,12 +68,13 @@ def random_labels(count: int, members: int = 2, info: EnvInfo = VECTOR, steps: i
             obs = rng.integers(0, 256, (steps, *info.obs_shape), dtype=np.uint8) // int(rng.integers(1, 5))
         else:
             obs = rng.normal(size=(steps, *info.obs_shape)).astype(np.float32)
+        obs[steps - ended :] = obs[min(steps - ended, steps - 1)]  # what was seen last, held
         if info.num_actions:
             actions = rng.integers(info.num_actions, size=steps)
         else:
             actions = rng.normal(size=(steps, *info.action_shape)).astype(np.float32)
         segments[i] = segment(obs, actions, ended)
-        worth[i] = (float(obs[: steps - ended].mean()) if info.image else obs[: steps - ended, 0].sum()) - 3 * ended
+        worth[i] = (float(obs.mean()) if info.image else obs[:, 0].sum()) - 3 * ended
     pairs = [
         pair(n + 1, 2 * n, 2 * n + 1, "left" if worth[2 * n] > worth[2 * n + 1] else "right") for n in range(count)
     ]
@@ -113,17 +114,13 @@ def test_equal_pulls_nothing_at_a_tie_and_two_clips_together_elsewhere(mistakes)
 
 
 class ByHand(torch.nn.Module):
-    """Two members: r = o and r = 2 o + a; after the end -1 and 3."""
+    """Two members: r = o and r = 2 o + a; after the end o - 10 and 3."""
 
     members, image = 2, False
 
-    def __init__(self):
-        super().__init__()
-        self.absorbing = torch.nn.Parameter(torch.tensor([-1.0, 3.0]))
-
-    def forward(self, obs, actions):
+    def forward(self, obs, actions, ended):
         o = obs[:, 0]
-        return torch.stack([o, 2 * o + actions])
+        return torch.where(ended, torch.stack([o - 10, 0 * o + 3]), torch.stack([o, 2 * o + actions]))
 
 
 def by_hand_labels() -> Labels:
@@ -134,7 +131,7 @@ def by_hand_labels() -> Labels:
         7: clip([1, 2, 3], [0, 1, 0]),
         8: clip([5, 9, 9], [1, 0, 0], ended=2),  # live: o 5, a 1
         9: clip([1, 0, 1, 0, 3], [0, 0, 0, 0, 1]),
-        12: clip([4, 4, 4, 4, 2], [1, 1, 1, 1, 0], ended=1),
+        12: clip([4, 4, 4, 4, 9], [1, 1, 1, 1, 0], ended=1),
     }
     return Labels([pair(1, 7, 8), pair(2, 12, 9)], segments, lambda a: a, seed=1, members=2)
 
@@ -162,7 +159,6 @@ def test_one_softmax_not_two_sigmoids_so_a_constant_changes_no_logit():
     before = train.pair_logits(model, labels, pairs, CPU)
     with torch.no_grad():
         model.biases[-1] += 40.0  # both clips of every pair are wonderful
-        model.absorbing += 40.0
     assert torch.allclose(train.pair_logits(model, labels, pairs, CPU), before, atol=1e-3)
     with torch.no_grad():
         model.absorbing += 1.0  # but what an end is worth is learned
@@ -205,11 +201,12 @@ def test_the_reward_model_learns_what_its_labeler_likes_and_that_an_end_is_bad()
     assert metrics["reward/accuracy"] > 0.95
     assert metrics["reward/held_out_accuracy"] > 0.75
     assert metrics["reward/floor"] < metrics["reward/loss"] < metrics["reward/held_out_loss"]
-    assert model.absorbing_reward() < -REWARD_SPREAD * 0.01  # more than a standard deviation below the mean
     low, high = torch.zeros(1, 4), torch.zeros(1, 4)
     low[0, 0], high[0, 0] = -2, 2
     action = torch.tensor([0])
     assert model.reward(high, action) > model.reward(low, action)
+    # in the middle more than a standard deviation below the mean
+    assert model.reward(torch.zeros(1, 4), action, torch.tensor([True])) < -REWARD_SPREAD * 0.01
     assert 9 <= len(seen) <= 11
     assert seen[-1][0] == seen[-1][1]
 
@@ -246,10 +243,11 @@ def test_a_clips_reward_is_the_sum_of_ppos_rewards_over_the_same_steps(env_id):
         model.absorbing.copy_(torch.tensor([0.3, -0.2, 0.1]))
         if info.num_actions is None:
             agent.log_std += 1.0  # many actions lie beyond the bounds
-    model.fit_scale(torch.randn(3, 50), 5, config.gamma)
+    model.fit_scale(torch.randn(3, 50), torch.ones(50), config.gamma)
     generator = torch.Generator().manual_seed(3)
     roll, _, _ = train.rollout(agent, vec, vec.reset(), config, generator, CPU)
-    rewards = train.predicted(model)(roll, np.zeros(0))[:, 0]
+    train.predict(model, roll)
+    rewards, absorbing = roll.rewards[:, 0], roll.absorbing[:, 0]
     vec.close()
 
     cutter = Cutter(16, 5, False, np.random.default_rng(0))
@@ -264,7 +262,7 @@ def test_a_clips_reward_is_the_sum_of_ppos_rewards_over_the_same_steps(env_id):
             missing = int(found.segment.absorbing.sum())
             begin = t + 1 - (16 - missing)
             ended += missing
-            expected[len(segments)] = float(rewards[begin : t + 1].sum()) + missing * model.absorbing_reward()
+            expected[len(segments)] = float(rewards[begin : t + 1].sum()) + missing * float(absorbing[t])
             segments[len(segments)] = found.segment
         if step.terminated[0] or step.truncated[0]:
             cutter.reset(0)
@@ -281,39 +279,49 @@ def test_a_clips_reward_is_the_sum_of_ppos_rewards_over_the_same_steps(env_id):
 def test_fit_scale_covers_live_and_absorbing_steps_and_silences_a_member_that_sees_no_difference():
     gamma, model = 0.9, RewardModel(VECTOR, Config(ensemble_size=3))
     raw = torch.stack([torch.linspace(-3, 5, 40), torch.full((40,), 2.0), torch.randn(40) * 1e-6])
-    with torch.no_grad():
-        model.absorbing.copy_(torch.tensor([-4.0, 2.0, 0.0]))
-    model.fit_scale(raw, 10, gamma)
-    whole = torch.cat([raw, model.absorbing.detach()[:, None].expand(3, 10)], 1)  # every step of the clips
+    count = torch.ones(40)
+    count[7] = 11.0  # as many steps that give the same
+    model.fit_scale(raw, count, gamma)
+    whole = torch.cat([raw, raw[:, 7:8].expand(3, 10)], 1)  # every step of the clips
     scaled = (whole - model.offset[:, None]) * model.scale[:, None]
     assert scaled.mean(1).tolist() == pytest.approx([0, 0, 0], abs=1e-5)
     assert float(scaled[0].std(unbiased=False)) == pytest.approx(REWARD_SPREAD * (1 - gamma), rel=1e-5)
     assert torch.equal(scaled[1:], torch.zeros(2, 50))
-    # r_abs, on the same scale
-    assert model.absorbing_reward() == pytest.approx(float(scaled[:, -1].mean()), rel=1e-5)
-    assert model.absorbing_reward() < 0
-
-    model.fit_scale(raw, 0, gamma)  # no clip ended: then an end is worth what a step is, in judging clips
-    assert model.absorbing_reward() is None
-    assert torch.equal(model.absorbing, model.offset)
-    old = {k: v for k, v in model.state_dict().items() if k != "ends"}
-    model.load_state_dict(old)  # of a session from before ends were counted
-    assert model.absorbing_reward() == pytest.approx(0, abs=1e-6)
-    model.fit_scale(raw, 10, gamma)
-
-    obs, actions = torch.randn(300, 4), torch.randint(0, 2, (300,))
+    obs, actions, ended = torch.randn(300, 4), torch.randint(0, 2, (300,)), torch.rand(300) < 0.2
     with torch.no_grad():
-        each = (model(obs, actions) - model.offset[:, None]) * model.scale[:, None]
-    assert torch.allclose(model.reward(obs, actions), each.mean(0), atol=1e-6)
-    assert torch.allclose(model.reward(obs, actions, batch=7), each.mean(0), atol=1e-6)
+        each = (model(obs, actions, ended) - model.offset[:, None]) * model.scale[:, None]
+    assert torch.allclose(model.reward(obs, actions, ended), each.mean(0), atol=1e-6)
+    assert torch.allclose(model.reward(obs, actions, ended, batch=7), each.mean(0), atol=1e-6)
+
+
+@pytest.mark.parametrize("info", [VECTOR, TORQUE, IMAGE], ids=["vector", "torque", "image"])
+def test_after_an_end_the_reward_is_that_of_what_was_seen_last_whatever_the_action_and_a_learned_number(info):
+    config = Config(ensemble_size=3)
+    model, size = RewardModel(info, config), (6, *info.obs_shape)
+    obs = torch.randint(0, 256, size, dtype=torch.uint8) if info.image else torch.randn(size)
+    discrete = info.num_actions is not None
+    actions = torch.arange(6) % info.num_actions if discrete else torch.rand(6, *info.action_shape)
+    live, over = torch.zeros(6, dtype=torch.bool), torch.ones(6, dtype=torch.bool)
+    with torch.no_grad():
+        after = model(obs, actions, over)
+        assert torch.equal(model(obs, actions.flip(0), over), after)
+        assert not torch.equal(model(obs, actions.flip(0), live), model(obs, actions, live))
+        assert after.std(1).min() > 0  # by what was seen
+        model.absorbing.copy_(torch.tensor([1.0, -2.0, 0.0]) / train.END_SPEED)
+        number = torch.tensor([1.0, -2.0, 0.0])[:, None].expand(3, 6)
+        assert torch.allclose(model(obs, actions, over) - after, number, atol=1e-5)
+        half = torch.arange(6) >= 3
+        mixed = model(obs, actions, half)
+        assert torch.allclose(mixed[:, :3], model(obs, actions, live)[:, :3], atol=1e-6)
+        assert torch.allclose(mixed[:, 3:], model(obs, actions, over)[:, 3:], atol=1e-6)
 
 
 def test_fit_scale_twice_is_fit_scale_once():
     """The reference implementation normalised what it had normalised, so its scale flipped every round."""
     model, raw = RewardModel(VECTOR, Config()), torch.randn(3, 60) * 4 + 1
-    model.fit_scale(raw, 3, 0.99)
+    model.fit_scale(raw, torch.ones(60), 0.99)
     first = model.offset.clone(), model.scale.clone()
-    model.fit_scale(raw, 3, 0.99)
+    model.fit_scale(raw, torch.ones(60), 0.99)
     assert torch.equal(model.offset, first[0])
     assert torch.equal(model.scale, first[1])
 
@@ -454,7 +462,8 @@ def made_rollout(rewards, values, next_values, terminated=(), truncated=()) -> R
     r, v, nv = (torch.tensor(x, dtype=torch.float64)[:, None] for x in (rewards, values, next_values))
     ends = [torch.tensor([[t in where] for t in range(len(r))]) for where in (terminated, truncated)]
     nothing = torch.zeros(len(r), 1)
-    return Rollout(nothing, nothing, nothing, v, nv, r, *ends)
+    where = (ends[0] | ends[1]).nonzero()
+    return Rollout(nothing, nothing, nothing, v, nv, r, torch.zeros_like(r), where, torch.zeros(len(where), 1), *ends)
 
 
 @pytest.mark.parametrize(
@@ -476,21 +485,15 @@ def made_rollout(rewards, values, next_values, terminated=(), truncated=()) -> R
 def test_gae_by_hand(hide, terminated, truncated, advantages):
     config = Config(gamma=0.5, gae_lambda=0.5, episode_ends="hide" if hide else "absorb")
     roll = made_rollout([1, 2, 3], [1, 2, 1], [2, 2, 4], terminated, truncated)
-    found, returns = gae(roll, config, absorbing_reward=3.0)
+    roll.absorbing = torch.full_like(roll.rewards, 3.0)
+    found, returns = gae(roll, config)
     assert found[:, 0].tolist() == pytest.approx(advantages)
     assert torch.allclose(returns, found + roll.values)
 
 
-def test_an_end_of_unknown_worth_is_bootstrapped_like_a_truncation():
-    config = Config(gamma=0.5, gae_lambda=0.5)
-    unknown, _ = gae(made_rollout([1, 2, 3], [1, 2, 1], [2, 2, 4], [1]), config, None)
-    truncated, _ = gae(made_rollout([1, 2, 3], [1, 2, 1], [2, 2, 4], [], [1]), config, 3.0)
-    assert torch.equal(unknown, truncated)
-
-
 @pytest.mark.parametrize("truncate", [False, True])
 def test_every_end_is_followed_by_the_value_of_what_was_seen_last(truncate):
-    """Which of them `gae` uses is known only once it is known what an end is worth."""
+    """Which of them `gae` needs is its own affair."""
     config = resolve({"env_id": "CartPole-v1", "num_envs": 2, "num_steps": 64, "num_minibatches": 2}, "classic")
     info = envs.describe(config)
     agent, vec = Agent(info, config), Remembering(config, truncate)
@@ -556,7 +559,8 @@ def test_a_constant_on_every_reward_changes_no_advantage(c):
         next_values = value[nexts]
         next_values[terminated] = 1e6  # where the environment went on: what it says there must not count
         roll = made_rollout(reward[states], value[states], next_values, terminated, truncated)
-        return gae(roll, config, absorbing)[0]
+        roll.absorbing = torch.full_like(roll.rewards, absorbing)
+        return gae(roll, config)[0]
 
     plain = advantages(rewards, values, r_abs)
     assert torch.allclose(advantages(rewards + c, shifted, r_abs + c), plain, atol=1e-8 * max(1, abs(c)))
@@ -687,9 +691,9 @@ def some_rollout(info: EnvInfo, agent: Agent, steps: int = 8) -> Rollout:
         log_probs, _ = agent.log_prob(policy, actions)
     flags = torch.zeros(steps, 2, dtype=torch.bool)
     values, log_probs = values.reshape(steps, 2), log_probs.reshape(steps, 2)
-    return Rollout(
-        obs, actions.unflatten(0, (steps, 2)), log_probs, values, values, torch.randn(steps, 2), flags, flags
-    )
+    nobody, rewards = torch.zeros(0, 2, dtype=torch.int64), torch.randn(steps, 2)
+    actions = actions.unflatten(0, (steps, 2))
+    return Rollout(obs, actions, log_probs, values, values, rewards, 0 * rewards, nobody, obs[:0, 0], flags, flags)
 
 
 @pytest.mark.parametrize("info", [VECTOR, TORQUE, IMAGE], ids=["vector", "torque", "image"])
@@ -700,7 +704,7 @@ def test_fitting_the_value_alone_leaves_the_policy_alone(info):
     obs = roll.obs.flatten(0, 1)
     policy, value = (x.detach() for x in agent(obs))
     optimizer = torch.optim.Adam(agent.parameters(), lr=1e-2, eps=1e-5)
-    advantages, returns = gae(roll, config, 0.0)
+    advantages, returns = gae(roll, config)
     update = (agent, optimizer, roll, advantages, returns, config, torch.Generator().manual_seed(0))
     train.update(*update, value_only=True)
     assert torch.equal(agent(obs)[0], policy)
@@ -731,8 +735,8 @@ def test_the_true_reward_is_scaled_by_the_spread_of_the_return():
     roll.terminated = torch.tensor([[False, False], [True, False], [False, False]])
     roll.truncated = torch.zeros(3, 2, dtype=torch.bool)
     returns = [1.0, -1.0, 2.5, -0.5, 4.0, 5.75]  # env 0 began anew after its second step
-    found = TrueReward(config)(roll, rewards)
-    assert torch.allclose(found, torch.as_tensor(rewards / np.std(returns), dtype=torch.float32), rtol=1e-4)
+    TrueReward(config)(roll, rewards)
+    assert torch.allclose(roll.rewards, torch.as_tensor(rewards / np.std(returns), dtype=torch.float32), rtol=1e-4)
 
 
 def test_the_tracker_adds_up_whole_episodes():
@@ -819,7 +823,7 @@ def test_training_the_agent_goes_on_bit_for_bit(env_id):
     info = vec.info
     vec.close()
     model = RewardModel(info, config)
-    common = dict(steps=5 * 32, seed_path=(1, 3, 2), warmup=3, absorbing_reward=-0.1)
+    common = dict(steps=5 * 32, seed_path=(1, 3, 2), warmup=3)
 
     def fresh() -> Agent:
         torch.manual_seed(4)

@@ -66,9 +66,8 @@ def fitted(labels: Labels, config: Config = LEARNS, seed: int = 0) -> tuple[Rewa
 
 
 def worth(model: RewardModel, segment: Segment) -> float:
-    live = torch.as_tensor(segment.observations[~segment.absorbing])
-    total = float(model.reward(live, torch.zeros(len(live))).sum())
-    return total + int(segment.absorbing.sum()) * (model.absorbing_reward() or 0.0)
+    obs, _, ended, count = (torch.as_tensor(x) for x in segment.rows())
+    return float((model.reward(obs, torch.zeros(len(obs)), ended) * count).sum())
 
 
 def of_session(data_dir: Path, out: io.StringIO | None = None, **settings: Any) -> tuple[Session, Monitor, EnvInfo]:
@@ -199,21 +198,22 @@ def test_a_constant_on_what_the_reward_model_says_changes_no_agent(c: float) -> 
     with torch.no_grad():
         model.weights[-1] *= 3
         model.absorbing.copy_(torch.tensor([-0.2, 0.1, -0.4]))
-    steps = torch.randn(400, 4), torch.randint(0, 2, (400,))
+    steps = torch.randn(400, 4), torch.randint(0, 2, (400,)), torch.arange(400) >= 350
 
     def trained(live: float, absorbing: float, after: float = 0.0) -> tuple[dict[str, torch.Tensor], float]:
         """live, absorbing: added to the raw outputs before their scale is fitted; after: to the live ones thereafter."""
         mine = copy.deepcopy(model)
         with torch.no_grad():
             mine.biases[-1] += live
-            mine.absorbing += absorbing
-            mine.fit_scale(mine(*steps), 60, config.gamma)
+            mine.absorbing += (absorbing - live) / train.END_SPEED
+            mine.fit_scale(mine(*steps), torch.ones(400), config.gamma)
             mine.biases[-1] += after
+            mine.absorbing -= after / train.END_SPEED
         torch.manual_seed(3)
         agent = Agent(VECTOR, config)
-        r_abs, ended = mine.absorbing_reward(), []
+        ended: list[float] = []
         train.train_agent(
-            agent, train.predicted(mine), config, CPU, steps=1024, seed_path=(1, 0, 2), absorbing_reward=r_abs,
+            agent, train.predicted(mine), config, CPU, steps=1024, seed_path=(1, 0, 2),
             report=lambda _done, _total, metrics: ended.append(metrics["charts/episodes"]),
         )  # fmt: skip
         return agent.state_dict(), ended[-1]
@@ -323,10 +323,11 @@ def test_a_taste_unrelated_to_the_end_is_not_taken_for_one_of_ends(
     assert one.sum() > 80
     assert right[~one].mean() > 0.85
     assert right[one].mean() > right[~one].mean() - allowed
-    by_end_alone = (model.absorbing_reward() * (end[::2] - end[1::2]) > 0) == (taste[400::2] > taste[401::2])
+    by_end = train.END_SPEED * float((model.absorbing.detach() * model.scale).mean())
+    by_end_alone = (by_end * (end[::2] - end[1::2]) > 0) == (taste[400::2] > taste[401::2])
     assert right[one].mean() > by_end_alone[one].mean() + 0.2
     # of the model's own verdicts, r_abs alone would give about as many as a coin
-    agrees = (model.absorbing_reward() * (end[::2] - end[1::2]) > 0) == (predicted[::2] > predicted[1::2])
+    agrees = (by_end * (end[::2] - end[1::2]) > 0) == (predicted[::2] > predicted[1::2])
     assert 0.3 < agrees[one].mean() < 0.7
 
 
@@ -435,20 +436,23 @@ def test_what_the_first_episodes_were_like_goes_on_in_another_process() -> None:
 
 
 def test_the_predicted_worth_of_episodes_counts_what_they_give_after_their_end() -> None:
-    """Two episodes of 2 and 4 steps that give -0.1 a step where an ended one gives -1: the longer is the better one, and
-    a constant on all rewards changes nothing."""
+    """Episodes of 2, 2, 1 and 3 steps that give -0.1 a step where an ended one gives -1: the longer is the better one,
+    and a constant on all rewards changes no difference."""
     ended = np.array([[False, True], [True, False], [False, False], [False, True]])
     ended[3, 0] = True
     found = []
     for c in (0.0, 5.0):
-        tracker = EpisodeTracker(2, absorbing_reward=-1.0 + c)
+        tracker = EpisodeTracker(2)
         rewards = np.full((4, 2), -0.1 + c)
-        tracker.add(np.ones((4, 2)), rewards, ended)
+        tracker.add(np.ones((4, 2)), rewards, ended, np.full((4, 2), -1.0 + c))
         means = tracker.means()
-        found.append((means["charts/predicted_worth"], means["charts/predicted_worth_std"]))
-    lengths = np.array([2, 2, 1, 3])
-    assert found[0] == pytest.approx((0.9 * lengths.mean(), 0.9 * lengths.std()))
+        found.append((means["charts/predicted_worth"] - c, means["charts/predicted_worth_std"]))
+    worths = (-0.1 * np.array([2, 2, 1, 3]) - 1.0 * np.array([1, 1, 2, 0])) / 3  # over three steps
+    assert found[0] == pytest.approx((worths.mean(), worths.std()))
     assert found[1] == pytest.approx(found[0])
+    cut = EpisodeTracker(2)  # one that is cut off goes on as it was
+    cut.add(np.ones((4, 2)), np.full((4, 2), -0.1), ended, np.full((4, 2), np.nan))
+    assert cut.means()["charts/predicted_worth"] == pytest.approx(-0.1)
 
 
 class Broken(Monitor):
@@ -481,8 +485,8 @@ def bad_reward(tmp_path: Path) -> Iterator[tuple[Session, Callable[[type[Monitor
     model = new_reward_model(info, config, CPU, 0)
     with torch.no_grad():
         model.weights[-1].zero_()
-        model.absorbing.fill_(1.0)
-    model.fit_scale(torch.zeros(3, 90), 10, config.gamma)
+        model.absorbing.fill_(1 / train.END_SPEED)
+    model.fit_scale(torch.cat([torch.zeros(3, 90), torch.ones(3, 10)], 1), torch.ones(100), config.gamma)
     Snapshot(balancer(info, config), None, config, info, START).save(session.checkpoint(START))
     save_state(session.partial(0, "train_agent"), {"last_label_id": 0, "reward": model.state_dict()})
 

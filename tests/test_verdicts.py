@@ -55,7 +55,9 @@ def test_every_video_is_judged_by_the_newest_reward_model(rendered: Path) -> Non
         assert verdict["true"] == [1.0] * len(by_frame)
         assert verdict["ended"] == bool(episode.absorbing.any())
         if verdict["ended"]:
-            total = by_step.sum() + (longest - steps) * newest.reward.absorbing_reward()
+            last = torch.as_tensor(episode.observations[steps:][:1])
+            after = float(newest.reward.reward(last, torch.zeros(1), torch.tensor([True])))
+            total = by_step.sum() + (longest - steps) * after
             assert verdict["mean"] == pytest.approx(total / longest, abs=1e-6)
     session.close()
 

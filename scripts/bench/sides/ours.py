@@ -110,7 +110,7 @@ def atari(seed: int, iterations: int, num_steps: int, device: str) -> dict[str, 
     per_iteration = config.num_envs * config.num_steps
     train_agent(
         agent, predicted(model), config, where, steps=iterations * per_iteration, seed_path=(seed, 0),
-        absorbing_reward=model.absorbing_reward(), report=report,
+        report=report,
     )  # fmt: skip
     return {"steps/s": (len(times) - 1) * per_iteration / (times[-1] - times[0])}
 
