@@ -32,7 +32,7 @@ from rlhf_gym.seeds import PHASE_SEED
 from rlhf_gym.segments import Segment, load_clip, save_segment
 from rlhf_gym.store import START, Pair, Session, Where
 from rlhf_gym.team import Team
-from rlhf_gym.train import RewardModel, predicted, train_agent, train_reward
+from rlhf_gym.train import RewardModel, train_agent, train_reward
 from rlhf_gym.wishes import LONGER, Plan
 
 EVAL_SECONDS = 30.0
@@ -190,7 +190,7 @@ def measure_iteration(loop: Loop) -> float:
     config = replace(config, num_steps=max(2, config.num_steps // share), checkpoint_iterations=0)
     speeds: list[float] = []
     train_agent(
-        agent, predicted(model), config, loop.device, steps=2 * config.num_envs * config.num_steps,
+        agent, model.score, config, loop.device, steps=2 * config.num_envs * config.num_steps,
         seed_path=(config.seed, 0), report=lambda done, total, metrics: speeds.append(metrics["charts/SPS"]),
     )  # fmt: skip
     return loop.config.num_envs * loop.config.num_steps / speeds[-1]  # the first iteration warms up
@@ -391,7 +391,7 @@ def train_parts(
     while True:
         part = (state["part"],) if state["part"] else ()
         state["steps"] += loop.team.run(
-            train_agent, before.agent, predicted(model), config, loop.device, steps=config.agent_steps_per_round,
+            train_agent, before.agent, model.score, config, loop.device, steps=config.agent_steps_per_round,
             seed_path=(config.seed, number, PHASE_SEED["train_agent"], *part),
             warmup=0 if part else config.value_warmup_iterations,
             state=state["training"] or None, save=save, report=reported,

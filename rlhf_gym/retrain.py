@@ -28,7 +28,7 @@ from rlhf_gym.labels import load_labels
 from rlhf_gym.normalizer import Normalizer
 from rlhf_gym.seeds import PHASE_SEED
 from rlhf_gym.team import Team
-from rlhf_gym.train import Rollout, predicted, train_agent, train_reward
+from rlhf_gym.train import Rollout, train_agent, train_reward
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ def retrain(command: Train, args: list[str], team: Team | None = None) -> None:
     steps = command.steps or config.agent_steps_per_round * max(1, len(rounds))
     seed_path = (config.seed, 0, PHASE_SEED["train_agent"])
     done = team.run(
-        train_agent, agent, predicted(model), config, device, steps=steps, seed_path=seed_path,
+        train_agent, agent, model.score, config, device, steps=steps, seed_path=seed_path,
         report=Progress(float("inf")),
     )  # fmt: skip
     finish(Snapshot(agent, model, config, info, max(rounds, default=0), session.last_label_id(), done), command)

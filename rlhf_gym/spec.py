@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import gymnasium
+import numpy as np
 
 from rlhf_gym.config import UserError
 
@@ -37,6 +38,12 @@ class EnvInfo:
     """Agent steps in a second of play."""
     max_episode_steps: int | None
     """Agent steps after which an episode is truncated; None if it may last for ever."""
+
+    def action_bounds(self) -> tuple[np.ndarray, np.ndarray]:
+        """Lowest and highest continuous actions, both (A,), finite: where a side is open it lies 2 from the other."""
+        low, high = np.asarray(self.action_low), np.asarray(self.action_high)
+        low = np.where(np.abs(low) < 1e6, low, np.where(np.abs(high) < 1e6, high - 2, -1.0))
+        return low, np.where(np.abs(high) < 1e6, high, low + 2)
 
 
 def find_spec(env_id: str) -> gymnasium.envs.registration.EnvSpec:

@@ -17,7 +17,6 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -39,6 +38,7 @@ from rlhf_gym.team import Team
 
 REFERENCE_STEPS = 25.0  # a clip's reward is its mean per step times this, so clips of any length compare alike
 END_SPEED = 10.0  # a lone number moves by one step size at a time, a network by many: r_abs would lag behind it
+KNOWN_ENDS = 5.0  # from so many labeled clips that end on, what an end is worth is its own number more than its frame
 REWARD_SPREAD = 10.0  # standard deviation of the predicted reward, times 1 / (1 - gamma); see RewardModel.fit_scale
 
 # ---------------------------------------------------------------------------------------------- networks
@@ -81,12 +81,8 @@ class Agent(nn.Module):
             self.actor, self.critic = self._mlp(*sizes, outputs, 0.01), self._mlp(*sizes, 1, 1.0)
         if not self.discrete:
             self.log_std = nn.Parameter(torch.zeros(outputs))
-            low, high = np.asarray(info.action_low), np.asarray(info.action_high)
-            # open at one end, or both
-            low = np.where(np.abs(low) < 1e6, low, np.where(np.abs(high) < 1e6, high - 2, -1.0))
-            high = np.where(np.abs(high) < 1e6, high, low + 2)
-            self.register_buffer("low", torch.as_tensor(low, dtype=torch.float32))
-            self.register_buffer("high", torch.as_tensor(high, dtype=torch.float32))
+            for name, bound in zip(("low", "high"), info.action_bounds(), strict=True):
+                self.register_buffer(name, torch.as_tensor(bound, dtype=torch.float32))
             self.action_shape = info.action_shape
 
     @staticmethod
@@ -164,6 +160,7 @@ class RewardModel(nn.Module):
     obs_std: Tensor
     offset: Tensor
     scale: Tensor
+    trust: Tensor
 
     def __init__(self, info: EnvInfo, config: Config) -> None:
         super().__init__()
@@ -191,7 +188,8 @@ class RewardModel(nn.Module):
             torch.randn(k, a, b) * math.sqrt((2 if b > 1 else 0.1) / a) for a, b in pairwise(sizes)
         )
         self.biases = nn.ParameterList(torch.zeros(k, 1, b) for b in sizes[1:])
-        self.absorbing = nn.Parameter(torch.zeros(k))  # r_abs(o) - r(o) of each member, over END_SPEED
+        self.absorbing = nn.Parameter(torch.zeros(k))  # what any end is worth to each member, over END_SPEED
+        self.register_buffer("trust", torch.ones(()))  # how much of r(o) an end in o is worth beside that
         self.register_buffer("scale", torch.ones(k))
         self.register_buffer("offset", torch.zeros(k))
         self.regions: list[tuple[int, int, int, int]] = []  # painted over, else it learns to read the score
@@ -220,7 +218,8 @@ class RewardModel(nn.Module):
             x = torch.baddbmm(bias, x, weight)
             if i < len(self.weights) - 1:
                 x = torch.tanh(x)  # bounded: a state never labeled gets no wild reward (docs/benchmarks.md)
-        return x.squeeze(-1) if ended is None else x.squeeze(-1) + END_SPEED * self.absorbing[:, None] * ended
+        r = x.squeeze(-1)
+        return r if ended is None else torch.where(ended, self.trust * r + END_SPEED * self.absorbing[:, None], r)
 
     @torch.no_grad()
     def reward(self, obs: Tensor, actions: Tensor, ended: Tensor | None = None, batch: int = 4096) -> Tensor:
@@ -230,6 +229,17 @@ class RewardModel(nn.Module):
         parts = zip(*(x.split(batch) for x in (obs, actions, ended)), strict=True)
         raw = torch.cat([self(*part) for part in parts], 1)
         return ((raw - self.offset[:, None]) * self.scale[:, None]).mean(0)
+
+    def score(self, roll: Rollout, _true_rewards: np.ndarray | None = None) -> None:
+        """Fills in the rewards (T, N) of a rollout, and those after an end; the true rewards are not looked at."""
+        t, i = roll.ends.T
+        obs = torch.cat([roll.obs.flatten(0, 1), roll.finals])
+        actions = torch.cat([roll.actions.flatten(0, 1), roll.actions[t, i]])
+        actions = actions if self.num_actions else actions.clamp(-1, 1)  # as the environment took them
+        ended = torch.arange(len(obs), device=obs.device) >= roll.values.numel()
+        rewards, absorbing = self.reward(obs, actions, ended).split([roll.values.numel(), len(t)])
+        roll.rewards, roll.absorbing = rewards.reshape(roll.values.shape), torch.zeros_like(roll.values)
+        roll.absorbing[t, i] = absorbing
 
     def fit_scale(self, raw: Tensor, count: Tensor, gamma: float) -> None:
         """Fixes each member's offset and scale so that PPO's value targets are of order one.
@@ -322,9 +332,11 @@ def train_reward(
         optimizer.load_state_dict(state["optimizer"])
         generator.set_state(state["generator"])
         order, begin = state["order"], state["step"]
-    elif not model.image:
-        model.obs_mean.copy_(labels.obs.flatten(1).mean(0))
-        model.obs_std.copy_(labels.obs.flatten(1).std(0, unbiased=False).clamp_min(1e-3))
+    else:
+        model.trust.fill_(1 / (1 + float(labels.ended.sum()) / KNOWN_ENDS))
+        if not model.image:
+            model.obs_mean.copy_(labels.obs.flatten(1).mean(0))
+            model.obs_std.copy_(labels.obs.flatten(1).std(0, unbiased=False).clamp_min(1e-3))
     weight, target = labels.weight.to(device), labels.target.to(device)
     mistakes = mistake_rate(labels.pairs, config.assumed_mistake_rate)
     model.train()
@@ -489,23 +501,6 @@ def update(
     return stats
 
 
-def predicted(model: RewardModel) -> Callable[[Rollout, np.ndarray], None]:
-    """Scores rollouts by the reward model, once per rollout; the true rewards are not looked at."""
-    return partial(predict, model)
-
-
-def predict(model: RewardModel, roll: Rollout, _true_rewards: np.ndarray | None = None) -> None:
-    """Fills in the rewards (T, N), and those after an end."""
-    t, i = roll.ends.T
-    obs = torch.cat([roll.obs.flatten(0, 1), roll.finals])
-    actions = torch.cat([roll.actions.flatten(0, 1), roll.actions[t, i]])
-    actions = actions if model.num_actions else actions.clamp(-1, 1)  # as the environment took them
-    ended = torch.arange(len(obs), device=obs.device) >= roll.values.numel()
-    rewards, absorbing = model.reward(obs, actions, ended).split([roll.values.numel(), len(t)])
-    roll.rewards, roll.absorbing = rewards.reshape(roll.values.shape), torch.zeros_like(roll.values)
-    roll.absorbing[t, i] = absorbing
-
-
 def train_agent(
     agent: Agent,
     score: Callable[[Rollout, np.ndarray], None],
@@ -526,7 +521,7 @@ def train_agent(
     anew, saved or not, so that a run that was killed and resumed equals one that was not, bit for bit.
 
     Args:
-        score: fills in the rewards to learn from, of a rollout and its true rewards (see `predicted`).
+        score: fills in the rewards to learn from, of a rollout and its true rewards (see `RewardModel.score`).
         warmup: iterations at the beginning on which only the value is fitted.
         state, save: an in-phase checkpoint to go on from, and where to put one.
         report: called after each iteration with (steps done, steps to do, metrics); true ends the training.

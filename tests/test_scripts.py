@@ -16,7 +16,6 @@ from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 
-import numpy as np
 import pytest
 import torch
 from processes import TINY
@@ -24,7 +23,6 @@ from processes import TINY
 from rlhf_gym import doctor
 from rlhf_gym.config import UserError, resolve
 from rlhf_gym.envs import EnvInfo
-from rlhf_gym.labelers import ScoredClip
 from rlhf_gym.train import RewardModel
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -584,22 +582,3 @@ def test_what_the_benchmark_of_learning_cannot_do_is_told(args, says, monkeypatc
     monkeypatch.setattr(sys, "argv", ["learning.py", *args])
     with pytest.raises(UserError, match=says):
         learning.main()
-
-
-def test_tastes_and_measures_score_by_hand():
-    tasks = load(BENCH / "tasks.py")
-
-    def clip(obs, ended=0):
-        obs = np.array(obs, float)
-        absorbing = np.arange(len(obs)) >= len(obs) - ended
-        return ScoredClip(obs, np.zeros(len(obs)), np.zeros(len(obs)), absorbing, [{}] * len(obs))
-
-    assert tasks.centred(clip([[1.2, 0], [0, 0], [2.4, 0]], ended=1)) == pytest.approx(1.5)
-    assert tasks.fall(clip([[0], [0], [0]], ended=2)) == 2
-    assert tasks.offset(clip([[-0.5], [0.1]])) == pytest.approx(0.3)
-    hanging, upright, level = [1, 0, 1, 0], [-1, 0, 1, 0], [0, 1, 1, 0]  # cos and sin of both angles
-    assert [tasks.tip_height(clip([o])) for o in (hanging, upright, level)] == pytest.approx([-2, 2, 0])
-    assert tasks.car_height(clip([[-np.pi / 6], [np.pi / 6]])) == pytest.approx(0)
-    for task in tasks.TASKS.values():
-        assert task.measure in ("return", "length") or callable(getattr(tasks, task.measure))
-        assert not task.taste or callable(getattr(tasks, task.taste))

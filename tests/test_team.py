@@ -134,13 +134,13 @@ def trained(team: Team, config: Config, info: EnvInfo) -> dict[str, Any]:
     saved: list[dict[str, Any]] = []
     told: list[tuple[int, int, dict[str, float]]] = []
     done = team.run(
-        train_agent, agent, train.predicted(model), config, CPU, **common,
+        train_agent, agent, model.score, config, CPU, **common,
         save=lambda state: saved.append(copy.deepcopy(state)), report=lambda *a: told.append(a),
     )  # fmt: skip
     again = []
     for state in saved:
         resumed = Agent(info, config)
-        team.run(train_agent, resumed, train.predicted(model), config, CPU, **common, state=state)
+        team.run(train_agent, resumed, model.score, config, CPU, **common, state=state)
         again.append(resumed.state_dict())
     return {
         "done": done, "agent": agent.state_dict(), "again": again, "told": told,
@@ -174,7 +174,7 @@ def test_both_hold_the_same_agent_and_go_on_bit_for_bit(tmp_path: Path, env_id: 
     alone = Agent(info, config)
     common: dict[str, Any] = dict(steps=5 * 64, seed_path=(1, 3, 2), warmup=1)
     model = RewardModel(info, config)
-    assert train_agent(alone, train.predicted(model), config, CPU, **common, state=first["states"][1]) == 320
+    assert train_agent(alone, model.score, config, CPU, **common, state=first["states"][1]) == 320
     assert all(torch.isfinite(x).all() for x in alone.state_dict().values())
 
 
@@ -193,7 +193,7 @@ def left_early(team: Team) -> list[int]:
         agent = fresh(describe(config), config)
         model = RewardModel(describe(config), config)
         done.append(team.run(
-            train_agent, agent, train.predicted(model), config, CPU, steps=5 * 64, seed_path=(1,), report=report
+            train_agent, agent, model.score, config, CPU, steps=5 * 64, seed_path=(1,), report=report
         ))  # fmt: skip
 
     def enough(_done: int, _total: int, _metrics: dict[str, float]) -> None:
@@ -239,7 +239,7 @@ def test_after_a_job_that_broke_off_there_is_no_other(tmp_path: Path) -> None:
 def test_one_process_is_as_without_a_team() -> None:
     config = config_of("CartPole-v1")
     info = describe(config)
-    score = train.predicted(RewardModel(info, config))
+    score = RewardModel(info, config).score
     agents = [fresh(info, config) for _ in range(2)]
     train_agent(agents[0], score, config, CPU, steps=128, seed_path=(1,))
     Team().run(train_agent, agents[1], score, config, CPU, steps=128, seed_path=(1,))

@@ -246,7 +246,7 @@ def test_a_clips_reward_is_the_sum_of_ppos_rewards_over_the_same_steps(env_id):
     model.fit_scale(torch.randn(3, 50), torch.ones(50), config.gamma)
     generator = torch.Generator().manual_seed(3)
     roll, _, _ = train.rollout(agent, vec, vec.reset(), config, generator, CPU)
-    train.predict(model, roll)
+    model.score(roll)
     rewards, absorbing = roll.rewards[:, 0], roll.absorbing[:, 0]
     vec.close()
 
@@ -310,10 +310,23 @@ def test_after_an_end_the_reward_is_that_of_what_was_seen_last_whatever_the_acti
         model.absorbing.copy_(torch.tensor([1.0, -2.0, 0.0]) / train.END_SPEED)
         number = torch.tensor([1.0, -2.0, 0.0])[:, None].expand(3, 6)
         assert torch.allclose(model(obs, actions, over) - after, number, atol=1e-5)
+        model.trust.fill_(0.25)
+        assert torch.allclose(model(obs, actions, over), 0.25 * after + number, atol=1e-5)
         half = torch.arange(6) >= 3
         mixed = model(obs, actions, half)
         assert torch.allclose(mixed[:, :3], model(obs, actions, live)[:, :3], atol=1e-6)
         assert torch.allclose(mixed[:, 3:], model(obs, actions, over)[:, 3:], atol=1e-6)
+
+
+@pytest.mark.parametrize(("ended", "trust"), [(0, 1.0), (5, 0.5), (20, 0.2)])
+def test_the_more_ends_are_labeled_the_less_what_is_seen_at_one_decides_its_worth(ended, trust):
+    obs, actions = np.random.default_rng(1).normal(size=(20, 10, 4)).astype(np.float32), np.zeros(10, np.int64)
+    segments = {i: segment(obs[i], actions, ended=3 if i < ended else 0) for i in range(20)}
+    labels = Labels([pair(i + 1, 2 * i, 2 * i + 1) for i in range(10)], segments, lambda a: a, seed=1, members=2)
+    config = Config(ensemble_size=2, reward_steps=1)
+    model = RewardModel(VECTOR, config)
+    train.train_reward(model, labels, config, CPU)
+    assert float(model.trust) == pytest.approx(trust)
 
 
 def test_fit_scale_twice_is_fit_scale_once():
@@ -765,7 +778,7 @@ def test_ppo_moves_nothing_in_the_reward_model_and_its_own_normaliser_alone():
     train.train_reward(model, random_labels(10, members=3), CARTPOLE, CPU)
     assert not torch.equal(model.obs_std, torch.ones(4))  # it has statistics of its own
     before = copy.deepcopy(model.state_dict())
-    done = train.train_agent(agent, train.predicted(model), CARTPOLE, CPU, steps=300, seed_path=(1, 0, 2))
+    done = train.train_agent(agent, model.score, CARTPOLE, CPU, steps=300, seed_path=(1, 0, 2))
     assert done == 384
     assert same(model.state_dict(), before)
     assert agent.normalizer.count == 384
@@ -783,7 +796,7 @@ def test_the_true_reward_does_not_reach_an_agent_that_learns_from_a_model():
         agent, model = Agent(VECTOR, CARTPOLE), RewardModel(VECTOR, CARTPOLE)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(train, "Envs", Changed)
-            train.train_agent(agent, train.predicted(model), CARTPOLE, CPU, steps=256, seed_path=(1, 0, 2))
+            train.train_agent(agent, model.score, CARTPOLE, CPU, steps=256, seed_path=(1, 0, 2))
         return agent.state_dict()
 
     assert same(trained(1.0), trained(math.nan))
@@ -832,19 +845,19 @@ def test_training_the_agent_goes_on_bit_for_bit(env_id):
     saved, reports = [], []
     whole = fresh()
     done = train.train_agent(
-        whole, train.predicted(model), config, CPU, **common,
+        whole, model.score, config, CPU, **common,
         save=lambda state: saved.append(copy.deepcopy(state)), report=lambda *a: reports.append(a),
     )  # fmt: skip
     assert done == 160
     assert [s["iteration"] for s in saved] == [0, 2, 4]
     assert [r[:2] for r in reports] == [(32 * i, 160) for i in range(1, 6)]
     alone = fresh()  # neither saving nor reporting changes anything
-    train.train_agent(alone, train.predicted(model), config, CPU, **common)
+    train.train_agent(alone, model.score, config, CPU, **common)
     assert same(alone.state_dict(), whole.state_dict())
     for state in saved:
         again, resumed = [], Agent(info, config)
         train.train_agent(
-            resumed, train.predicted(model), config, CPU, **common, state=state,
+            resumed, model.score, config, CPU, **common, state=state,
             save=lambda s, again=again: again.append(s["iteration"]),
         )  # fmt: skip
         assert same(resumed.state_dict(), whole.state_dict())

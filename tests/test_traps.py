@@ -213,7 +213,7 @@ def test_a_constant_on_what_the_reward_model_says_changes_no_agent(c: float) -> 
         agent = Agent(VECTOR, config)
         ended: list[float] = []
         train.train_agent(
-            agent, train.predicted(mine), config, CPU, steps=1024, seed_path=(1, 0, 2),
+            agent, mine.score, config, CPU, steps=1024, seed_path=(1, 0, 2),
             report=lambda _done, _total, metrics: ended.append(metrics["charts/episodes"]),
         )  # fmt: skip
         return agent.state_dict(), ended[-1]
@@ -502,27 +502,6 @@ def bad_reward(tmp_path: Path) -> Iterator[tuple[Session, Callable[[type[Monitor
 
     yield session, train_agent
     session.close()
-
-
-@pytest.mark.parametrize("ends", [0, 10])
-def test_the_agent_learns_nothing_of_ends_that_no_clip_has_shown(
-    ends: int, bad_reward: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What the loop hands on, down to where advantages are made."""
-    session, train_agent = bad_reward
-    path, seen, gae = session.partial(0, "train_agent"), [], train.gae
-    state = load_state(path)
-    state["reward"]["ends"].fill_(ends)
-    save_state(path, state)
-
-    def noted(roll: train.Rollout, config: Config, absorbing_reward: float | None) -> Any:
-        seen.append(absorbing_reward)
-        return gae(roll, config, absorbing_reward)
-
-    monkeypatch.setattr(train, "gae", noted)
-    train_agent()
-    assert seen
-    assert all((r_abs is None) == (ends == 0) for r_abs in seen)
 
 
 def test_an_agent_that_exploits_a_bad_reward_is_told_of_and_a_kill_in_between_changes_no_measure(

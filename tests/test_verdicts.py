@@ -20,7 +20,7 @@ from rlhf_gym.envs import describe
 from rlhf_gym.labels import load_labels
 from rlhf_gym.live import SHARE, Live
 from rlhf_gym.segments import load_segment
-from rlhf_gym.train import pair_logits, predicted, train_agent
+from rlhf_gym.train import pair_logits, train_agent
 
 CPU = torch.device("cpu")
 
@@ -114,7 +114,7 @@ def trained(rendered: Path, directory: Path, filmed: bool, **settings: Any) -> t
         if filmed:
             live.maybe(snapshot.agent, 1000.0)  # a slow machine: plenty of time is saved up
 
-    train_agent(snapshot.agent, predicted(snapshot.reward), config, CPU, steps=256, seed_path=(1, 2), report=report)
+    train_agent(snapshot.agent, snapshot.reward.score, config, CPU, steps=256, seed_path=(1, 2), report=report)
     session.close()
     return snapshot.agent.state_dict(), live
 

@@ -32,7 +32,7 @@ from rlhf_gym.config import Config, Settings, UserError, resolve
 from rlhf_gym.labels import Labels
 from rlhf_gym.segments import Segment
 from rlhf_gym.store import Pair
-from rlhf_gym.train import predicted, train_agent, train_reward
+from rlhf_gym.train import train_agent, train_reward
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class Bench:
         agent = checkpoints.new_agent(self.info, config, self.device)
         model = checkpoints.new_reward_model(self.info, config, self.device, 0)
         began = time.perf_counter()
-        train_agent(agent, predicted(model), config, self.device, steps=steps, seed_path=(1, 0, 2))
+        train_agent(agent, model.score, config, self.device, steps=steps, seed_path=(1, 0, 2))
         return time.perf_counter() - began
 
     def collect_seconds(self, config: Config) -> float:

@@ -26,7 +26,7 @@ sys.path.remove(str(Path(__file__).resolve().parent))  # Python has a module `pr
 from rlhf_gym import arguments, checkpoints, cli, envs
 from rlhf_gym.config import Config, Settings, resolve
 from rlhf_gym.team import Team
-from rlhf_gym.train import predicted, train_agent
+from rlhf_gym.train import train_agent
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def measure(command: Scaling, args: list[str], team: Team) -> int:
     model = checkpoints.new_reward_model(info, config, device, 0)
     speeds: list[float] = []
     team.run(
-        train_agent, agent, predicted(model), config, device, seed_path=(config.seed, 0),
+        train_agent, agent, model.score, config, device, seed_path=(config.seed, 0),
         steps=command.iterations * config.num_envs * config.num_steps,
         report=lambda done, total, metrics: speeds.append(metrics["charts/SPS"]),
     )  # fmt: skip

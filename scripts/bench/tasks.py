@@ -13,6 +13,13 @@ import numpy as np
 
 from rlhf_gym.labelers import ScoredClip
 
+HOPPER_ANGLE, HOPPER_SPIN = 1, 7  # of its torso, positive forwards, rad and rad/s
+HOPPER_SECOND = 125  # steps
+
+# Bytes of the console's RAM, as listed in OC_Atari (Delfosse et al. 2023, arXiv 2306.08649) and seen by playing: he
+# starts in row 154, the girder above the first ladder is row 132.
+KONG_ROW, KONG_JUMP, KONG_START = 27, 11, 154
+
 
 @dataclass(frozen=True)
 class Task:
@@ -63,12 +70,44 @@ def car_height(clip: ScoredClip) -> float:
     return float(np.sin(3 * clip.observations[:, 0]).mean())
 
 
+def backflip(clip: ScoredClip) -> float:
+    """Hopper: how fast its torso turns backwards, and that high above the ground; lying there is worth nothing."""
+    height, turning = clip.observations[:, 0], -clip.observations[:, HOPPER_SPIN]
+    return float((height * (1 + turning.clip(-10, 10) / 5))[live(clip)].mean())
+
+
+def climbed(clip: ScoredClip) -> float:
+    """Donkey Kong: how high above the lowest girder, in pixels, on the mean."""
+    return float(kong_height(clip).mean())
+
+
 # ---------------------------------------------------------------------------------------------- measures
 
 
 def offset(episode: ScoredClip) -> float:
     """CartPole: mean distance from the middle over an episode."""
     return float(np.abs(episode.observations[:, 0]).mean())
+
+
+def flips(episode: ScoredClip) -> float:
+    """Hopper: 1 where it turned backwards by at least a whole turn, then stood upright, and went on for a second."""
+    angle, height = episode.observations[:, HOPPER_ANGLE], episode.observations[:, 0]
+    turned = np.maximum.accumulate(angle) - angle >= 2 * np.pi
+    upright = (np.cos(angle) > 0.8) & (height > 0.9)
+    landed = np.flatnonzero(turned & upright)
+    return float(len(landed) > 0 and landed[0] + HOPPER_SECOND < live(episode).sum())
+
+
+def highest(episode: ScoredClip) -> float:
+    """Donkey Kong: how high he stood or climbed at best, in pixels above the lowest girder; a jump does not count."""
+    jumping = np.array([1 < info["ram"][KONG_JUMP] < 255 for info in episode.infos])
+    return float(np.where(jumping, 0.0, kong_height(episode)).max())
+
+
+def kong_height(clip: ScoredClip) -> np.ndarray:
+    """(T,) pixels above the lowest girder; where the screen shows no one, 0."""
+    rows = np.array([float(info["ram"][KONG_ROW]) for info in clip.infos])
+    return np.where(rows > 0, KONG_START - rows, 0.0).clip(min=0.0)
 
 
 # ---------------------------------------------------------------------------------------------- the table
@@ -84,6 +123,11 @@ TASKS = {
     "halfcheetah": Task("HalfCheetah-v5", rounds=10, settings={"pairs_per_round": 35}),
     "hopper": Task("Hopper-v5", rounds=10, settings={"pairs_per_round": 35}),
     "walker": Task("Walker2d-v5", rounds=10, settings={"pairs_per_round": 35}),
+    "backflip": Task(
+        "Hopper-v5", rounds=10, taste="backflip", measure="flips", at_least=0.8,
+        settings={"pairs_per_round": 45, "env_kwargs": {"terminate_when_unhealthy": False}},
+    ),
     "dot": Task("rlhf_gym/Dot-v0", rounds=5, at_least=41.6, settings={"pairs_per_round": 10}),
     "pong": Task("ALE/Pong-v5", rounds=25, at_least=18),
+    "donkeykong": Task("ALE/DonkeyKong-v5", rounds=25, taste="climbed", measure="highest", at_least=22),
 }  # fmt: skip

@@ -93,7 +93,7 @@ def atari(seed: int, iterations: int, num_steps: int, device: str) -> dict[str, 
     """PPO on Pong with the reward ensemble scored; the first iteration does not count."""
     from rlhf_gym import checkpoints, envs
     from rlhf_gym.config import Config, resolve
-    from rlhf_gym.train import predicted, train_agent
+    from rlhf_gym.train import train_agent
 
     cleanrl: dict[str, Any] = dict(num_envs=8, num_steps=num_steps, num_minibatches=4, update_epochs=4, ensemble_size=3)
     given: dict[str, Any] = {"env_id": "ALE/Pong-v5", "seed": seed, "device": device, **cleanrl}
@@ -109,7 +109,7 @@ def atari(seed: int, iterations: int, num_steps: int, device: str) -> dict[str, 
 
     per_iteration = config.num_envs * config.num_steps
     train_agent(
-        agent, predicted(model), config, where, steps=iterations * per_iteration, seed_path=(seed, 0),
+        agent, model.score, config, where, steps=iterations * per_iteration, seed_path=(seed, 0),
         report=report,
     )  # fmt: skip
     return {"steps/s": (len(times) - 1) * per_iteration / (times[-1] - times[0])}
