@@ -130,6 +130,10 @@ class Settings:
     """Width of the two hidden layers of a vector agent."""
     normalize_obs: bool = False
     """Give the agent observations of running mean zero and variance one (vectors only)."""
+    soften_policy: float = 1.0
+    """Factor on the policy's last layer at the start of each round after the first; below 1 it tries more things."""
+    keep_better: bool = True
+    """Keep the agent of before where the reward model clearly likes it better than the one just trained (vectors)."""
     value_warmup_iterations: int = 2
     """Rollouts at the start of a round on which only the value head is fitted, since the reward changed under it."""
 
@@ -163,11 +167,11 @@ class Config(Settings):
 PRESETS: dict[str, dict[str, Any]] = {
     "classic": dict(
         agent_steps_per_round=40_000, update_epochs=10, num_minibatches=8, learning_rate=1e-3,
-        ent_coef=0.0, clip_vloss=False, normalize_obs=True,
+        ent_coef=0.0, clip_vloss=False, normalize_obs=True, soften_policy=0.1,
     ),
     "classic-continuous": dict(
         agent_steps_per_round=60_000, update_epochs=10, learning_rate=1e-3, gamma=0.95, ent_coef=0.0,
-        num_steps=256, num_minibatches=16, clip_vloss=False, normalize_obs=True,
+        num_steps=256, num_minibatches=16, clip_vloss=False, normalize_obs=True, soften_policy=0.1,
     ),
     "box2d": dict(
         agent_steps_per_round=100_000, pairs_per_round=30, num_envs=16, num_steps=128, gamma=0.99, update_epochs=4,
@@ -207,8 +211,9 @@ RANGES: dict[str, tuple[float, float]] = {
     "assumed_mistake_rate": (0, 0.49), "learning_rate": (1e-8, 1), "num_steps": (2, 10**6), "gamma": (0, 0.99999),
     "gae_lambda": (0, 1), "num_minibatches": (1, 10**5), "update_epochs": (1, 1000), "clip_coef": (1e-4, 10),
     "ent_coef": (0, 10), "vf_coef": (0, 100), "max_grad_norm": (1e-6, 1e6), "hidden_size": (1, 8192),
-    "value_warmup_iterations": (0, 10_000), "frameskip": (1, 60), "repeat_action_probability": (0, 1),
-    "noop_max": (0, 1000), "frame_stack": (1, 16), "image_size": (36, 512), "checkpoint_iterations": (0, 10**9),
+    "soften_policy": (0, 1), "value_warmup_iterations": (0, 10_000), "frameskip": (1, 60),
+    "repeat_action_probability": (0, 1), "noop_max": (0, 1000), "frame_stack": (1, 16), "image_size": (36, 512),
+    "checkpoint_iterations": (0, 10**9),
     "eval_episodes": (1, 100_000),
 }  # fmt: skip
 

@@ -147,8 +147,10 @@ class VectorLearner:
             self.mean, self.std = normalizer.mean.float(), (normalizer.var.float() + 1e-8).sqrt()
         return ((obs - self.mean) / self.std).clamp_(-10, 10)
 
-    def choose(self, obs: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    def choose(self, obs: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor]:
         """As train.Agent.choose."""
+        if generator is None:
+            return self.agent.choose(obs, generator)
         _, _, policy, value = self._forward(self.normalise(obs))
         if not self.agent.discrete:
             actions = self.agent.sample(policy, generator)

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from rlhf_gym import checkpoints, collect, drawing, evaluate, honesty, labelers, verdicts
+from rlhf_gym import checkpoints, collect, drawing, evaluate, honesty, labelers, succession, verdicts
 from rlhf_gym.checkpoints import Damaged, Snapshot, load_state, save_state
 from rlhf_gym.config import Config, UserError, flag
 from rlhf_gym.control import Control, Replanned
@@ -353,15 +353,34 @@ def fit_agent(loop: Loop, where: Where) -> None:
         model = checkpoints.new_reward_model(loop.info, config, loop.device, number)
         model.load_state_dict(state["reward"])
         model.eval()
+        if number > 0 and not state["training"] and not state["part"]:
+            succession.soften(before.agent, config.soften_policy)
         with loop.monitor.phase(number, "train_agent", "steps") as report:
             gains = train_parts(loop, number, before, model, state, report)
         if told := gains.warning(number):  # the page says so beside the curves, for longer than this phase
             loop.monitor.say(told)
+        if config.keep_better and plan is None and not loop.info.image:
+            before = the_better(loop, number, before, model)
     global_step = before.global_step + state["steps"]
     loop.control.check()  # the last moment at which another plan for this round can be heard
     snapshot = Snapshot(before.agent, model, config, loop.info, number, state["last_label_id"], global_step)
     snapshot.save(session.checkpoint(number))
     partial.unlink(missing_ok=True)
+
+
+def the_better(loop: Loop, number: int, trained: Snapshot, model: RewardModel) -> Snapshot:
+    """The agent just trained, or the one of before where the reward model clearly likes that better."""
+    before = loop.before(number)
+    worth = [succession.worth(s.agent, model, loop.config, number) for s in (trained, before)]
+    names = ("charts/worth", "charts/worth_before")
+    values = {name: float(w.mean()) for name, w in zip(names, worth, strict=True)}
+    loop.session.put_metrics(number, "train_agent", trained.global_step, values)
+    if succession.kept(*worth):
+        return trained
+    loop.monitor.say(
+        f"The reward model likes the agent of before better than the one trained in round {number}: that one is kept."
+    )
+    return before
 
 
 def train_parts(

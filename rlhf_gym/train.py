@@ -120,7 +120,7 @@ class Agent(nn.Module):
         noise = torch.empty_like(policy).normal_(generator=generator)
         return policy + self.log_std.exp() * noise
 
-    def choose(self, obs: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    def choose(self, obs: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor]:
         """obs (B, *obs_shape) -> actions drawn (B,) or (B, A), their log-probabilities (B,), values (B,)."""
         policy, value = self(obs)
         actions = self.sample(policy, generator)
@@ -383,7 +383,7 @@ class Rollout:
 
 
 def rollout(
-    agent: Agent, vec: Envs, obs: np.ndarray, config: Config, generator: torch.Generator, device: torch.device,
+    agent: Agent, vec: Envs, obs: np.ndarray, config: Config, generator: torch.Generator | None, device: torch.device,
     watch: Stopwatch | None = None, learner: VectorLearner | None = None,
 ) -> tuple[Rollout, np.ndarray, np.ndarray]:  # fmt: skip
     """Acts for num_steps steps. Returns the rollout, the next observation, and the true rewards (T, N)."""

@@ -273,7 +273,7 @@ ORDER = [
     {"labels", "labelers"},
     {"fast", "honesty", "normalizer", "team"},
     {"train"},
-    {"checkpoints", "monitor", "doctor", "verdicts"},
+    {"checkpoints", "monitor", "doctor", "succession", "verdicts"},
     {"collect", "evaluate"},
     {"live"},
     {"loop"},
