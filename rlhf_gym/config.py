@@ -167,7 +167,7 @@ class Config(Settings):
 PRESETS: dict[str, dict[str, Any]] = {
     "classic": dict(
         agent_steps_per_round=40_000, update_epochs=10, num_minibatches=8, learning_rate=1e-3,
-        ent_coef=0.0, clip_vloss=False, normalize_obs=True, soften_policy=0.1,
+        ent_coef=0.0, clip_vloss=False, normalize_obs=True,
     ),
     "classic-continuous": dict(
         agent_steps_per_round=60_000, update_epochs=10, learning_rate=1e-3, gamma=0.95, ent_coef=0.0,

@@ -114,7 +114,7 @@ def test_the_agent_of_before_is_kept_only_where_it_is_clearly_liked_better(shift
 def at_round_one(tmp_path: Path) -> Iterator[tuple[Session, loop.Loop, io.StringIO]]:
     """A session whose agent keeps the pole up, before its second training; its reward model likes that."""
     agent, config, info = agent_and_config("CartPole-v1")
-    config = Config(**{**vars(config), "agent_steps_per_round": 1024, "checkpoint_iterations": 1})
+    config = Config(**{**vars(config), "agent_steps_per_round": 1024, "checkpoint_iterations": 1, "soften_policy": 0.1})
     session = catalog.create_session(tmp_path, "one", config)
     model = judge(info, config)
     for number in (START, 0):
