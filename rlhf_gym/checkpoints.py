@@ -20,7 +20,7 @@ from rlhf_gym.config import Config, UserError
 from rlhf_gym.envs import EnvInfo, Envs
 from rlhf_gym.files import seal, sealed, unseal, write_atomic
 from rlhf_gym.seeds import PHASE_SEED, seed_from
-from rlhf_gym.train import Agent, RewardModel, rollout
+from rlhf_gym.train import END_SPEED, Agent, RewardModel, rollout
 
 
 def pick_device(config: Config, info: EnvInfo) -> torch.device:
@@ -103,6 +103,23 @@ def load_state(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]
     return state
 
 
+def upgraded(state: dict[str, Any]) -> dict[str, Any]:
+    """A checkpoint, or the state in the middle of a phase, as this version writes it.
+
+    Before, what an end is worth was one number for all of them, and not known as long as no labeled clip had shown one.
+    """
+    reward = state.get("reward") or {}
+    if "absorbing" in reward and "trust" not in reward:
+        known, constant = bool(reward.get("ends", 1)), reward[max(k for k in reward if k.startswith("biases."))]
+        number = (reward["absorbing"] - constant.flatten()) / END_SPEED
+        reward = {k: v for k, v in reward.items() if k != "ends"}
+        reward |= {"trust": torch.tensor(float(not known)), "absorbing": number if known else torch.zeros_like(number)}
+        state = {**state, "reward": reward}
+    if "trust" not in (state.get("training") or {}).get("model", {"trust": None}):  # half a training: once more
+        state = {k: v for k, v in state.items() if k != "training"}
+    return state
+
+
 @dataclass
 class Snapshot:
     """A round's checkpoint: the agent, the reward model (none for the untrained agent), and what made them."""
@@ -132,7 +149,7 @@ class Snapshot:
         Args:
             of: the settings of its session: those that run code count, and a checkpoint of others is refused.
         """
-        state = load_state(path, device)
+        state = upgraded(load_state(path, device))
         try:
             meta = json.loads(state["meta"])
             config, info = cfg.from_json(meta["config"]), read_info(meta["info"])

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+HORIZON = 1000  # steps of an episode that is never cut off, where its worth is asked for
 LEAST = 10  # episodes or clips that a correlation, or a change, is taken of
 EARLY = 0.1, 0.5  # of a phase: when its first episodes are looked at, as soon as there are enough of them
 SMALLEST = 0.05  # of the early mean: no smaller a spread is taken for the unit of a change, else any change is large
@@ -36,18 +37,23 @@ class Stopwatch:
 class EpisodeTracker:
     """Sums true and predicted rewards over whole episodes, for the log only.
 
-    What predicts how good an episode was is its predicted worth: the mean reward over as many steps as the longest
-    episode so far had, those after its end included; one cut off is taken to go on as it was. A constant on every
-    reward changes it by that constant.
+    What predicts how good an episode was is its predicted worth: the mean reward over as many steps as an episode may
+    have, those after its end included; one cut off is taken to go on as it was. A constant on every reward changes it
+    by that constant.
     """
 
     def __init__(self, num_envs: int) -> None:
-        self.longest = 0.0
+        self.horizon = HORIZON
         self.running = np.zeros((3, num_envs))  # true return, predicted return, length
         self.finished: deque[np.ndarray] = deque(maxlen=100)
 
-    def begin(self) -> None:
-        """The environments start anew: the episodes that ran are never finished."""
+    def begin(self, horizon: int | None) -> None:
+        """The environments start anew: the episodes that ran are never finished.
+
+        Args:
+            horizon: steps after which an episode is cut off; None if it may last for ever.
+        """
+        self.horizon = horizon or HORIZON
         self.running[:] = 0
 
     def add(self, true: np.ndarray, predicted: np.ndarray, ended: np.ndarray, after: np.ndarray | None = None) -> None:
@@ -60,7 +66,6 @@ class EpisodeTracker:
                 _, total, length = self.running[:, i]
                 each = total / length if np.isnan(after[t, i]) else after[t, i]
                 self.finished.append(np.append(self.running[:, i], each))
-                self.longest = max(self.longest, length)
                 self.running[:, i] = 0
 
     def means(self) -> dict[str, float]:
@@ -71,7 +76,8 @@ class EpisodeTracker:
         names = ("charts/true_return", "charts/predicted_return", "charts/episode_length")
         means = dict(zip(names, map(float, np.mean(self.finished, axis=0)), strict=False))
         true, predicted, length, after = np.array(self.finished).T
-        worth = (predicted + (self.longest - length) * after) / self.longest
+        whole = np.maximum(self.horizon, length)
+        worth = (predicted + (whole - length) * after) / whole
         with np.errstate(invalid="ignore"):  # true rewards may be infinite
             means |= {"charts/true_return_std": float(true.std()), "charts/predicted_worth": float(worth.mean())}
             means |= {"charts/predicted_worth_std": float(worth.std()), "charts/episodes": float(len(true))}

@@ -58,8 +58,9 @@ class Labels:
         obs: list[Tensor] = []
         first: list[Tensor] = []
         frames_so_far, self.stack = 0, 0
-        rows = [segment.rows() for segment in segments.values()]
-        for x, _, _, _ in rows:
+        rows: list[tuple[np.ndarray, ...]] = []
+        for x, *others in (segment.rows() for segment in segments.values()):
+            rows.append(tuple(others))
             if x.dtype == np.uint8 and x.ndim == 4:  # (n, S, H, W)
                 self.stack = x.shape[1]
                 frames = unstack(x)
@@ -69,12 +70,12 @@ class Labels:
                 frames_so_far += len(x)
             obs.append(torch.as_tensor(x))
         self.obs, self.first = torch.cat(obs), torch.cat(first) if first else None
-        self.actions = from_env(torch.as_tensor(np.concatenate([actions for _, actions, _, _ in rows])))
-        self.ended = torch.as_tensor(np.concatenate([ended for _, _, ended, _ in rows]))
-        self.count = torch.as_tensor(np.concatenate([count for _, _, _, count in rows])).float()
-        self.end = torch.cumsum(torch.tensor([len(count) for _, _, _, count in rows]), 0)
+        self.actions = from_env(torch.as_tensor(np.concatenate([actions for actions, _, _ in rows])))
+        self.ended = torch.as_tensor(np.concatenate([ended for _, ended, _ in rows]))
+        self.count = torch.as_tensor(np.concatenate([count for _, _, count in rows])).float()
+        self.end = torch.cumsum(torch.tensor([len(count) for _, _, count in rows]), 0)
         self.begin = torch.cat([torch.zeros(1, dtype=torch.int64), self.end[:-1]])
-        self.length = torch.tensor([int(count.sum()) for _, _, _, count in rows])
+        self.length = torch.tensor([int(count.sum()) for _, _, count in rows])
         position = {clip: i for i, clip in enumerate(segments)}
         self.left = torch.tensor([position[p.left_clip] for p in self.pairs])
         self.right = torch.tensor([position[p.right_clip] for p in self.pairs])

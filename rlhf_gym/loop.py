@@ -272,7 +272,7 @@ def fit_reward(loop: Loop, where: Where) -> None:
     partial = session.partial(number, "train_reward")
     state: dict[str, Any] = {"last_label_id": session.last_label_id(), "forgotten": session.wishes().forgotten}
     if partial.exists():
-        state = load_state(partial)  # on the CPU, where random states and the order of pairs live
+        state = checkpoints.upgraded(load_state(partial))  # on the CPU, where random states and the order of pairs live
     else:
         save_state(partial, state)  # from here on the round's labels are fixed, and undo refuses
         batch = session.pairs(number, where.attempt)
@@ -336,8 +336,9 @@ def fit_agent(loop: Loop, where: Where) -> None:
     partial, plan = session.partial(number, "train_agent"), loop.plan(number)
     before = loop.before(number, plan)
     state: dict[str, Any]
-    if partial.exists():
-        state = load_state(partial)
+    teaches_anew = partial.exists()
+    if teaches_anew:
+        state = checkpoints.upgraded(load_state(partial))
     else:  # practice: no labels, no new reward model
         reward = before.reward.state_dict() if before.reward is not None else {}
         state = {"last_label_id": before.last_label_id, "reward": reward}
@@ -353,14 +354,21 @@ def fit_agent(loop: Loop, where: Where) -> None:
         model = checkpoints.new_reward_model(loop.info, config, loop.device, number)
         model.load_state_dict(state["reward"])
         model.eval()
-        if number > 0 and not state["training"] and not state["part"]:
+        if number > 0 and teaches_anew and not state["training"]:
             succession.soften(before.agent, config.soften_policy)
+        # what the person asked for is taken as it is; with images a comparison would take long
+        may_compare = config.keep_better and plan is None and not loop.info.image
         with loop.monitor.phase(number, "train_agent", "steps") as report:
-            gains = train_parts(loop, number, before, model, state, report)
+            while True:
+                gains, chosen = train_part(loop, number, before, model, state, report), before
+                if may_compare and session.wishes().longer(number) == 0:
+                    chosen = the_better(loop, number, before, model, state, report)
+                if session.wishes().longer(number) <= state["part"]:
+                    break
+                state |= {"training": {}, "part": state["part"] + 1}
+        before = chosen
         if told := gains.warning(number):  # the page says so beside the curves, for longer than this phase
             loop.monitor.say(told)
-        if config.keep_better and plan is None and not loop.info.image:
-            before = the_better(loop, number, before, model)
     global_step = before.global_step + state["steps"]
     loop.control.check()  # the last moment at which another plan for this round can be heard
     snapshot = Snapshot(before.agent, model, config, loop.info, number, state["last_label_id"], global_step)
@@ -368,14 +376,16 @@ def fit_agent(loop: Loop, where: Where) -> None:
     partial.unlink(missing_ok=True)
 
 
-def the_better(loop: Loop, number: int, trained: Snapshot, model: RewardModel) -> Snapshot:
+def the_better(
+    loop: Loop, number: int, trained: Snapshot, model: RewardModel, state: dict[str, Any], report: Monitor
+) -> Snapshot:
     """The agent just trained, or the one of before where the reward model clearly likes that better."""
     before = loop.before(number)
-    worth = [succession.worth(s.agent, model, loop.config, number) for s in (trained, before)]
-    names = ("charts/worth", "charts/worth_before")
-    values = {name: float(w.mean()) for name, w in zip(names, worth, strict=True)}
-    loop.session.put_metrics(number, "train_agent", trained.global_step, values)
-    if succession.kept(*worth):
+    worth = [succession.worth(s.agent, model, loop.config, number, report.heed) for s in (trained, before)]
+    keeps = succession.kept(*worth)
+    values = {"charts/worth": float(worth[0].mean()), "charts/worth_before": float(worth[1].mean())}
+    report.put({**values, "charts/kept": float(keeps)}, trained.global_step + state["steps"])
+    if keeps:
         return trained
     loop.monitor.say(
         f"The reward model likes the agent of before better than the one trained in round {number}: that one is kept."
@@ -383,10 +393,10 @@ def the_better(loop: Loop, number: int, trained: Snapshot, model: RewardModel) -
     return before
 
 
-def train_parts(
+def train_part(
     loop: Loop, number: int, before: Snapshot, model: RewardModel, state: dict[str, Any], report: Monitor
 ) -> Gains:
-    """Trains before.agent for as many parts as the person asks for, one if they ask for none; says what that brought.
+    """Trains before.agent for one part of a round, adds its steps to the state, and says what that brought.
 
     What its first episodes were like is in the in-phase checkpoint, so a resumed phase is measured by the same ones.
     """
@@ -407,17 +417,14 @@ def train_parts(
         metrics |= gains.update(so_far / total, metrics)
         report(so_far, state["steps"] + total * (1 + to_come), metrics, before.global_step + so_far)
 
-    while True:
-        part = (state["part"],) if state["part"] else ()
-        state["steps"] += loop.team.run(
-            train_agent, before.agent, model.score, config, loop.device, steps=config.agent_steps_per_round,
-            seed_path=(config.seed, number, PHASE_SEED["train_agent"], *part),
-            warmup=0 if part else config.value_warmup_iterations,
-            state=state["training"] or None, save=save, report=reported,
-        )  # fmt: skip
-        if state["part"] >= loop.session.wishes().longer(number):
-            return gains
-        state |= {"training": {}, "part": state["part"] + 1}
+    part = (state["part"],) if state["part"] else ()
+    state["steps"] += loop.team.run(
+        train_agent, before.agent, model.score, config, loop.device, steps=config.agent_steps_per_round,
+        seed_path=(config.seed, number, PHASE_SEED["train_agent"], *part),
+        warmup=0 if part else config.value_warmup_iterations,
+        state=state["training"] or None, save=save, report=reported,
+    )  # fmt: skip
+    return gains
 
 
 def record(loop: Loop, number: int) -> None:

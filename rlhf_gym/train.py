@@ -218,8 +218,10 @@ class RewardModel(nn.Module):
             x = torch.baddbmm(bias, x, weight)
             if i < len(self.weights) - 1:
                 x = torch.tanh(x)  # bounded: a state never labeled gets no wild reward (docs/benchmarks.md)
-        r = x.squeeze(-1)
-        return r if ended is None else torch.where(ended, self.trust * r + END_SPEED * self.absorbing[:, None], r)
+        r, constant = x.squeeze(-1), self.biases[-1].squeeze(-1)  # which no label speaks of, so an end has all of it
+        if ended is None:
+            return r
+        return torch.where(ended, constant + self.trust * (r - constant) + END_SPEED * self.absorbing[:, None], r)
 
     @torch.no_grad()
     def reward(self, obs: Tensor, actions: Tensor, ended: Tensor | None = None, batch: int = 4096) -> Tensor:
@@ -557,7 +559,7 @@ def train_agent(
                 vec = Envs(config, config.num_envs, (*seed_path, iteration))
                 closing.callback(vec.close)
                 obs = vec.reset()
-                tracker.begin()
+                tracker.begin(vec.info.max_episode_steps)
                 if save is not None and (iteration > begin or state is None):
                     whole = {"agent": agent.state_dict(), "optimizer": optimizer.state_dict(), "iteration": iteration}
                     save({**whole, "generator": generator.get_state()})
@@ -575,7 +577,8 @@ def train_agent(
                 agent.normalizer.update(team.gathered(roll.obs.flatten(0, 1)))
             metrics = {k: float(v) for k, v in stats.items()}
             watch.lap("update")
-            after = torch.where(roll.terminated, roll.absorbing, torch.nan)
+            over = roll.terminated & (config.episode_ends == "absorb")
+            after = torch.where(over, roll.absorbing, torch.nan)
             numbers = [x.cpu().numpy() for x in (roll.rewards, roll.terminated | roll.truncated, after)]
             tracker.add(true_rewards, *numbers)
             metrics |= tracker.means() | watch.shares()

@@ -80,7 +80,8 @@ def judge_videos(session: Session, model: RewardModel, agent: Agent, info: EnvIn
     stride = video_stride(info)
     for number, episode in episodes.items():
         predicted, absorbing = along(model, agent, episode)
-        rest = horizon - len(predicted) if episode.absorbing.any() else 0
+        absorbs = episode.absorbing.any() and session.config.episode_ends == "absorb"
+        rest = horizon - len(predicted) if absorbs else 0
         mean = (predicted.sum() + rest * absorbing) / (len(predicted) + rest)
         verdict = {
             "judge": judge, "fps": video_fps(info), "predicted": shown(predicted, stride),

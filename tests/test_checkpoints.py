@@ -12,7 +12,7 @@ import torch
 
 from rlhf_gym import atari, checkpoints, envs
 from rlhf_gym.checkpoints import Snapshot
-from rlhf_gym.config import Config, UserError
+from rlhf_gym.config import Config, UserError, resolve
 
 CPU = torch.device("cpu")
 SMALL = dict(num_envs=2, num_steps=8, hidden_size=16)
@@ -142,3 +142,31 @@ def test_a_device_that_is_not_there_is_told(monkeypatch):
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize(("ends", "trust"), [(12, 0.0), (0, 1.0), (None, 0.0)])
+def test_a_reward_model_of_before_says_what_it_said(ends: int | None, trust: float) -> None:
+    """Then an end was worth one number, and none as long as no clip had ended; older ones did not count them."""
+    info = envs.describe(Config(env_id="CartPole-v1"))
+    config = resolve({"env_id": "CartPole-v1"}, info.kind)
+    model = checkpoints.new_reward_model(info, config, CPU, 0)
+    old = {k: v.clone() for k, v in model.state_dict().items() if k != "trust"}
+    old["absorbing"], old["biases.2"] = torch.tensor([1.0, -2.0, 3.0]), torch.full((3, 1, 1), 0.5)
+    if ends is not None:
+        old["ends"] = torch.tensor(ends)
+    state = checkpoints.upgraded({"last_label_id": 4, "reward": old, "training": {"iteration": 3}})
+    assert state["training"] == {"iteration": 3}  # of the agent: it can go on
+    model.load_state_dict(state["reward"])
+    assert float(model.trust) == trust
+    obs, actions, over = torch.randn(6, 4), torch.zeros(6, dtype=torch.int64), torch.ones(6, dtype=torch.bool)
+    with torch.no_grad():
+        found = model(obs, actions, over)
+        if trust == 0:
+            assert torch.allclose(found, old["absorbing"][:, None].expand(3, 6), atol=1e-6)
+        else:
+            mean = (model(obs, actions) + model(obs, 1 - actions)) / 2
+            assert torch.allclose(found, mean, atol=0.2)  # all actions alike: the mean but for two layers of tanh
+    half = checkpoints.upgraded({"last_label_id": 4, "training": {"model": old, "step": 40}})
+    assert half == {"last_label_id": 4}  # of the reward model: it begins again
+    now = {"reward": model.state_dict(), "training": {"model": model.state_dict()}}
+    assert checkpoints.upgraded(now) is now

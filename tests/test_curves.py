@@ -270,6 +270,25 @@ def test_an_agent_that_exploits_the_reward_model_in_training_is_an_alarm(
         assert said == gains.warning(2).replace("'", "’")  # the words of the terminal
 
 
+@pytest.mark.parametrize(
+    ("kept", "rounds", "told"), [([1, 0], [1, 2], True), ([0, 1], [1, 2], False), ([0], [1], False)]
+)
+def test_that_the_agent_of_before_was_kept_stands_beside_the_curve(
+    gap: Any, kept: list[int], rounds: list[int], told: bool
+) -> None:
+    truth = {"rounds": [1, 2, 2], "steps": [10, 20, 30], "values": [9.0, 8.0, 7.0]}
+    found = {
+        "charts/true_return": truth,
+        "charts/kept": {"rounds": rounds, "steps": [15, 30][: len(kept)], "values": kept},
+    }
+    data = f"{{rounds: [], series: {json.dumps(found)}, labels: {{times: [], counts: []}}}}"
+    said = gap(f"charts.charts({data}, {LOOK}).training.alarm")
+    assert (
+        said
+        == told * "The reward model likes the agent of before better than the one trained in round 2: that one is kept."
+    )
+
+
 def test_nothing_known_is_no_chart(gap: Any) -> None:
     empty = "{rounds: [], series: {}, labels: {times: [], counts: []}}"
     assert set(gap(f"Object.values(charts.charts({empty}, {LOOK}))")) == {None}

@@ -169,7 +169,7 @@ def test_episodes_that_ran_when_environments_began_anew_do_not_count() -> None:
     tracker = EpisodeTracker(1)
     one = np.ones((3, 1))
     tracker.add(one, one, np.array([[False], [True], [False]]))
-    tracker.begin()
+    tracker.begin(None)
     tracker.add(one, one, np.array([[False], [False], [True]]))
     assert [e[:3].tolist() for e in tracker.finished] == [[2, 2, 2], [3, 3, 3]]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -88,19 +89,48 @@ def judge(info: EnvInfo, config: Config) -> train.RewardModel:
 
 def test_the_worth_of_an_episode_counts_what_comes_after_its_end() -> None:
     agent, config, info = agent_and_config("CartPole-v1")
-    model, up = judge(info, config), balancer(agent)
-    assert succession.worth(up, model, config, 0).tolist() == pytest.approx([2.0] * succession.EPISODES)
+    model, up, looks = judge(info, config), balancer(agent), list[int]()
+    found = succession.worth(up, model, config, 0, lambda: looks.append(1))
+    assert found.tolist() == pytest.approx([2.0] * succession.EPISODES)
+    assert len(looks) == succession.STEPS / succession.CHUNK
     turned_round(up)
-    worth = succession.worth(up, model, config, 0)
+    looks.clear()
+    worth = succession.worth(up, model, config, 0, lambda: looks.append(1))
+    assert len(looks) == 1  # all over: the rest is known
     lengths = (worth + 3) / 5 * succession.STEPS
     assert ((lengths > 7.5) & (lengths < 12)).all()
     assert torch.allclose(lengths, lengths.round(), atol=1e-2)
-    assert succession.worth(up, model, Config(**{**vars(config), "episode_ends": "hide"}), 0).mean() == pytest.approx(2)
+    assert succession.worth(up, model, replace(config, episode_ends="hide"), 0).mean() == pytest.approx(2)
 
 
-def test_an_episode_that_was_cut_off_counts_as_far_as_it_went() -> None:
+def test_an_episode_that_was_cut_off_counts_as_far_as_it_went(monkeypatch: pytest.MonkeyPatch) -> None:
     agent, config, info = agent_and_config("Pendulum-v1")
-    assert succession.worth(agent, judge(info, config), config, 0).tolist() == pytest.approx([2.0] * 16)
+    every = pytest.approx([2.0] * succession.EPISODES)
+    assert succession.worth(agent, judge(info, config), config, 0).tolist() == every
+    monkeypatch.setattr(succession, "SECONDS", 0.0)
+    looks: list[int] = []
+    assert succession.worth(agent, judge(info, config), config, 0, lambda: looks.append(1)).tolist() == every
+    assert len(looks) == 1
+
+
+def test_what_the_person_asks_for_breaks_a_comparison_off_and_closes_its_environments(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    agent, config, info = agent_and_config("CartPole-v1")
+    closed: list[bool] = []
+
+    class Closing(envs.Envs):
+        def close(self) -> None:
+            closed.append(True)
+            super().close()
+
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(succession, "Envs", Closing)
+    with pytest.raises(KeyboardInterrupt):
+        succession.worth(agent, judge(info, config), config, 0, stop)
+    assert closed == [True]
 
 
 @pytest.mark.parametrize(("shift", "keeps"), [(0.5, True), (0.0, True), (-0.4, True), (-0.6, False)])
@@ -114,7 +144,9 @@ def test_the_agent_of_before_is_kept_only_where_it_is_clearly_liked_better(shift
 def at_round_one(tmp_path: Path) -> Iterator[tuple[Session, loop.Loop, io.StringIO]]:
     """A session whose agent keeps the pole up, before its second training; its reward model likes that."""
     agent, config, info = agent_and_config("CartPole-v1")
-    config = Config(**{**vars(config), "agent_steps_per_round": 1024, "checkpoint_iterations": 1, "soften_policy": 0.1})
+    config = replace(
+        config, agent_steps_per_round=1024, num_envs=4, num_steps=64, checkpoint_iterations=1, soften_policy=0.1
+    )
     session = catalog.create_session(tmp_path, "one", config)
     model = judge(info, config)
     for number in (START, 0):
@@ -127,53 +159,106 @@ def at_round_one(tmp_path: Path) -> Iterator[tuple[Session, loop.Loop, io.String
     session.close()
 
 
+class Seen:
+    """Stands for train_agent: notes how sure the agent is that it gets, and turns it round where it is to get worse."""
+
+    def __init__(self, worse: bool) -> None:
+        self.worse, self.largest = worse, list[float]()
+
+    def __call__(self, agent: train.Agent, *args: Any, **named: Any) -> int:
+        self.largest.append(largest(agent))
+        if self.worse:
+            turned_round(agent)
+        return 1024
+
+
+def largest(agent: train.Agent) -> float:
+    """Weight of the policy's last layer; 5 of the one that keeps the pole up."""
+    last: Any = agent.actor[-1]
+    return float(last.weight.detach().abs().max())
+
+
 @pytest.mark.parametrize("worse", [True, False])
 def test_a_round_that_makes_the_agent_worse_keeps_the_one_of_before_and_says_so(
     worse: bool, at_round_one: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session, whole, out = at_round_one
-    started = []
-
-    def trained(agent: train.Agent, *args: Any, **named: Any) -> int:
-        started.append(float(agent.actor[-1].weight.detach().abs().max()))
-        if worse:
-            turned_round(agent)
-        return 1024
-
-    monkeypatch.setattr(loop, "train_agent", trained)
+    seen = Seen(worse)
+    monkeypatch.setattr(loop, "train_agent", seen)
     loop.fit_agent(whole, Where(1, 0, "train_agent", 0, 0))
-    assert started == [pytest.approx(0.5)]  # softened: it was 5
+    assert seen.largest == [pytest.approx(0.5)]
     found = Snapshot.load(session.checkpoint(1))
     assert (found.round, found.last_label_id, found.global_step) == (1, 3, 1024)
-    assert float(found.agent.actor[-1].weight.detach().abs().max()) == pytest.approx(5.0 if worse else 0.5)
+    assert largest(found.agent) == pytest.approx(5.0 if worse else 0.5)
     assert ("that one is kept" in out.getvalue()) == worse
-    worth, before = (session.metrics(f"charts/{name}", "train_agent")[0]["value"] for name in ("worth", "worth_before"))
-    assert before == pytest.approx(2.0)
-    assert (worth < -2) == worse
+    names = ("worth", "worth_before", "kept")
+    worth, before, kept = (session.metrics(f"charts/{name}", "train_agent")[-1] for name in names)
+    assert (worth["step"], kept["value"], before["value"]) == (1024, float(not worse), pytest.approx(2.0))
+    assert (worth["value"] < -2) == worse
 
 
-def test_an_agent_is_softened_once_however_often_its_round_is_taken_up(
+@pytest.mark.parametrize("case", ["setting", "longer", "plan", "practice"])
+def test_where_the_person_wants_it_so_what_was_trained_is_taken(
+    case: str, at_round_one: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session, whole, _ = at_round_one
+    if case == "setting":
+        whole.config = replace(whole.config, keep_better=False)
+    elif case == "longer":
+        session.add_event("longer", 1)
+    elif case == "plan":
+        session.add_event("plan", 1, agent=START, practice=False)
+    else:
+        session.partial(1, "train_agent").unlink()
+        session.add_event("plan", 1, agent=0, practice=True)
+    whole.control.next_turn()
+    seen = Seen(worse=True)
+    monkeypatch.setattr(loop, "train_agent", seen)
+    loop.fit_agent(whole, Where(1, 0, "train_agent", 0, 0))
+    firm = 5.0 if case == "practice" else 0.5  # more of the same reward: nothing to begin anew for
+    assert seen.largest == [pytest.approx(firm)] * (2 if case == "longer" else 1)
+    assert largest(Snapshot.load(session.checkpoint(1)).agent) == pytest.approx(firm)
+    assert session.metrics("charts/kept", "train_agent") == []
+
+
+def test_longer_asked_for_while_both_are_compared_is_heard(at_round_one: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    session, whole, _ = at_round_one
+    seen, worth = Seen(worse=False), succession.worth
+
+    def asked(*args: Any) -> torch.Tensor:
+        if not session.wishes().longer(1):
+            session.add_event("longer", 1)
+        return worth(*args)
+
+    monkeypatch.setattr(loop, "train_agent", seen)
+    monkeypatch.setattr(succession, "worth", asked)
+    loop.fit_agent(whole, Where(1, 0, "train_agent", 0, 0))
+    assert len(seen.largest) == 2
+    assert Snapshot.load(session.checkpoint(1)).global_step == 2048
+
+
+def test_a_softened_round_that_was_killed_ends_as_one_that_was_not(
     at_round_one: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _, whole, _ = at_round_one
-    train_agent, seen = train.train_agent, []
-
-    def killed(agent: train.Agent, *args: Any, **named: Any) -> int:
-        report = named["report"]
-
-        def stop(done: int, total: int, metrics: dict[str, float]) -> None:
-            report(done, total, metrics)
-            if len(seen) < 1:
-                seen.append(copy.deepcopy(agent.state_dict()))
-                raise KeyboardInterrupt
-
-        return train_agent(agent, *args, **{**named, "report": stop})
-
-    monkeypatch.setattr(loop, "train_agent", killed)
-    where = Where(1, 0, "train_agent", 0, 0)
-    with pytest.raises(KeyboardInterrupt):
-        loop.fit_agent(whole, where)
-    soft: list[float] = []
-    monkeypatch.setattr(succession, "soften", lambda agent, factor: soft.append(factor))
+    session, whole, _ = at_round_one
+    where, begun = Where(1, 0, "train_agent", 0, 0), session.partial(1, "train_agent").read_bytes()
     loop.fit_agent(whole, where)
-    assert soft == []  # what the checkpoint holds goes on
+    expected = Snapshot.load(session.checkpoint(1)).agent.state_dict()
+    session.checkpoint(1).unlink()
+    session.partial(1, "train_agent").write_bytes(begun)
+    heed, calls = Monitor.heed, list[int]()
+
+    def kill(monitor: Monitor) -> None:
+        calls.append(1)
+        if len(calls) in (2, 5):  # in training, and while the agents are compared
+            raise KeyboardInterrupt
+        heed(monitor)
+
+    monkeypatch.setattr(Monitor, "heed", kill)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            loop.fit_agent(whole, where)
+    loop.fit_agent(whole, where)
+    found = Snapshot.load(session.checkpoint(1)).agent.state_dict()
+    assert all(torch.equal(found[k], expected[k]) for k in expected)
+    assert len(calls) > 5

@@ -153,8 +153,10 @@ def test_pair_logits_are_the_difference_of_means_over_clips_of_any_length():
     assert torch.equal(swapped, found.flip(1))
 
 
-def test_one_softmax_not_two_sigmoids_so_a_constant_changes_no_logit():
+@pytest.mark.parametrize("trust", [1.0, 0.2])
+def test_one_softmax_not_two_sigmoids_so_a_constant_changes_no_logit(trust):
     model, labels = RewardModel(VECTOR, Config(ensemble_size=2)), random_labels(6)
+    model.trust.fill_(trust)
     pairs = torch.arange(6)
     before = train.pair_logits(model, labels, pairs, CPU)
     with torch.no_grad():

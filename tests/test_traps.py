@@ -189,8 +189,8 @@ def test_where_nothing_is_learned_the_agent_stays_and_the_person_is_told_what_to
 # ---------------------------------------------------------------------------------------------- 3: scale and sign
 
 
-@pytest.mark.parametrize("c", [-3.0, 5.0])
-def test_a_constant_on_what_the_reward_model_says_changes_no_agent(c: float) -> None:
+@pytest.mark.parametrize(("c", "trust"), [(-3.0, 1.0), (5.0, 1.0), (5.0, 0.2)])
+def test_a_constant_on_what_the_reward_model_says_changes_no_agent(c: float, trust: float) -> None:
     """Whether rewards are positive or negative must not decide whether the agent wants its episodes to end."""
     config = dataclasses.replace(LEARNS, num_envs=4, num_steps=64, update_epochs=4, learning_rate=1e-3, gamma=0.97)
     torch.manual_seed(2)
@@ -198,6 +198,7 @@ def test_a_constant_on_what_the_reward_model_says_changes_no_agent(c: float) -> 
     with torch.no_grad():
         model.weights[-1] *= 3
         model.absorbing.copy_(torch.tensor([-0.2, 0.1, -0.4]))
+        model.trust.fill_(trust)
     steps = torch.randn(400, 4), torch.randint(0, 2, (400,)), torch.arange(400) >= 350
 
     def trained(live: float, absorbing: float, after: float = 0.0) -> tuple[dict[str, torch.Tensor], float]:
@@ -436,23 +437,36 @@ def test_what_the_first_episodes_were_like_goes_on_in_another_process() -> None:
 
 
 def test_the_predicted_worth_of_episodes_counts_what_they_give_after_their_end() -> None:
-    """Episodes of 2, 2, 1 and 3 steps that give -0.1 a step where an ended one gives -1: the longer is the better one,
-    and a constant on all rewards changes no difference."""
+    """Episodes of 2, 2, 1 and 3 steps, of at most 4, that give -0.1 a step where an ended one gives -1: the longer is
+    the better one, and a constant on all rewards changes no difference."""
     ended = np.array([[False, True], [True, False], [False, False], [False, True]])
     ended[3, 0] = True
     found = []
     for c in (0.0, 5.0):
         tracker = EpisodeTracker(2)
+        tracker.begin(4)
         rewards = np.full((4, 2), -0.1 + c)
         tracker.add(np.ones((4, 2)), rewards, ended, np.full((4, 2), -1.0 + c))
         means = tracker.means()
         found.append((means["charts/predicted_worth"] - c, means["charts/predicted_worth_std"]))
-    worths = (-0.1 * np.array([2, 2, 1, 3]) - 1.0 * np.array([1, 1, 2, 0])) / 3  # over three steps
+    worths = (-0.1 * np.array([2, 2, 1, 3]) - 1.0 * np.array([2, 2, 3, 1])) / 4  # over four steps
     assert found[0] == pytest.approx((worths.mean(), worths.std()))
     assert found[1] == pytest.approx(found[0])
     cut = EpisodeTracker(2)  # one that is cut off goes on as it was
     cut.add(np.ones((4, 2)), np.full((4, 2), -0.1), ended, np.full((4, 2), np.nan))
     assert cut.means()["charts/predicted_worth"] == pytest.approx(-0.1)
+
+
+def test_a_policy_that_stays_as_it_was_gains_nothing_however_long_one_of_its_episodes_lasts() -> None:
+    def worth(lengths: list[int]) -> float:
+        tracker = EpisodeTracker(1)
+        tracker.begin(500)
+        for n in lengths:
+            ended = np.arange(n)[:, None] == n - 1
+            tracker.add(np.ones((n, 1)), np.full((n, 1), 0.1), ended, np.full((n, 1), -1.0))
+        return tracker.means()["charts/predicted_worth"]
+
+    assert worth([10, 30] * 50) == pytest.approx(worth([200] + [10, 30] * 50))
 
 
 class Broken(Monitor):

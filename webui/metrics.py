@@ -17,7 +17,7 @@ from rlhf_gym.store import Session
 MOST_POINTS = 500  # of a series: more than a chart has pixels for
 SHOWN = (  # asked for by the page; one that a session has not measured yet is an empty series
     "charts/true_return", "charts/predicted_return", "charts/predicted_reward", "charts/SPS", "charts/episode_length",
-    "charts/predicted_gain", "charts/true_gain",
+    "charts/predicted_gain", "charts/true_gain", "charts/kept",
     "reward/loss", "reward/floor", "reward/accuracy", "reward/held_out_loss", "reward/held_out_accuracy",
     "reward/prequential_accuracy", "labels/consistency", "eval/mean", "eval/std", "eval/episodes", "eval/mean_length",
 )  # fmt: skip

@@ -18,6 +18,7 @@ const HOW_TRAINING =
 const EXPLOITS =
   "no surprise if the environment’s own reward is not what you teach; if it is, the agent exploits the reward model, " +
   "so watch the newest clips and label more.";
+const KEPT = "The reward model likes the agent of before better than the one trained in";
 const HOW_HELD_OUT = "Held out: on labels that it did not learn from.";
 const HOW_BEFORE = "Beforehand: on each new batch, before it learned from it.";
 const HOW_CONSISTENT =
@@ -26,8 +27,8 @@ const MOST_TICKS = 9;
 const PAD = 0.08; // of an axis, so that no point lies on its end
 
 export const NAMES = [
-  "charts/true_return", "charts/predicted_return", "charts/predicted_gain", "charts/true_gain", "charts/SPS",
-  "reward/loss", "reward/floor", "reward/held_out_loss", "reward/accuracy", "reward/held_out_accuracy",
+  "charts/true_return", "charts/predicted_return", "charts/predicted_gain", "charts/true_gain", "charts/kept",
+  "charts/SPS", "reward/loss", "reward/floor", "reward/held_out_loss", "reward/accuracy", "reward/held_out_accuracy",
   "reward/prequential_accuracy", "labels/consistency", "eval/episodes",
 ];
 
@@ -129,7 +130,7 @@ function trainingChart({ series }, look) {
     how: HOW_TRAINING,
     keys: [["true", "true"], ...(both ? [["predicted", "predicted"]] : [])],
     words: words(["true", truth.values.at(-1)], both && ["predicted", guess.values.at(-1)]),
-    alarm: exploits(series, truth.rounds.at(-1)),
+    alarm: [exploits(series, truth.rounds.at(-1)), kept(series, truth.rounds.at(-1))].filter(Boolean).join(" "),
     traces,
     layout: {
       shapes: begins.map((x) => ({ ...place, x0: x, x1: x })),
@@ -149,6 +150,13 @@ function exploits(series, newest) {
   if (!(guess > 1 && truth < -1)) return "";
   const by = `rose by ${guess.toFixed(1)} standard deviations and its true return fell by ${(-truth).toFixed(1)}`;
   return `While the agent of ${roundName(newest)} was trained, its predicted return ${by}: ${EXPLOITS}`;
+}
+
+/** Whether the agent of before was kept instead of the one that the newest round trained. */
+function kept(series, newest) {
+  const better = series["charts/kept"];
+  if (!(better?.rounds.at(-1) === newest && better.values.at(-1) === 0)) return "";
+  return `${KEPT} ${roundName(newest)}: that one is kept.`;
 }
 
 function accuracyChart({ series }, look) {
