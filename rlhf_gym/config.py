@@ -97,6 +97,8 @@ class Settings:
     """Where the reward model starts in each round: new weights, or those of the round before."""
     assumed_mistake_rate: float = 0.05
     """Share of labels taken to be slips, until 30 hidden repeats tell; the likelihood of a label is (1 - 2m) p + m."""
+    ends_alike: float = 5.0
+    """From so many labeled clips that end on, all ends count as alike more than each by what is seen there."""
     reward_sees_action: bool = True
     """Predict reward from observation and action, r(o, a), rather than from the observation alone, r(o)."""
 
@@ -208,13 +210,12 @@ RANGES: dict[str, tuple[float, float]] = {
     "explore_share": (0, 1), "disagreement_fraction": (0, 1), "repeat_fraction": (0, 0.5), "ensemble_size": (1, 32),
     "reward_hidden": (1, 4096), "reward_learning_rate": (1e-8, 1), "reward_weight_decay": (0, 10),
     "reward_batch_pairs": (1, 4096), "reward_steps": (1, 10**7), "reward_epochs": (1, 10**6),
-    "assumed_mistake_rate": (0, 0.49), "learning_rate": (1e-8, 1), "num_steps": (2, 10**6), "gamma": (0, 0.99999),
-    "gae_lambda": (0, 1), "num_minibatches": (1, 10**5), "update_epochs": (1, 1000), "clip_coef": (1e-4, 10),
-    "ent_coef": (0, 10), "vf_coef": (0, 100), "max_grad_norm": (1e-6, 1e6), "hidden_size": (1, 8192),
-    "soften_policy": (0, 1), "value_warmup_iterations": (0, 10_000), "frameskip": (1, 60),
+    "assumed_mistake_rate": (0, 0.49), "ends_alike": (1e-3, 1e9), "learning_rate": (1e-8, 1), "num_steps": (2, 10**6),
+    "gamma": (0, 0.99999), "gae_lambda": (0, 1), "num_minibatches": (1, 10**5), "update_epochs": (1, 1000),
+    "clip_coef": (1e-4, 10), "ent_coef": (0, 10), "vf_coef": (0, 100), "max_grad_norm": (1e-6, 1e6),
+    "hidden_size": (1, 8192), "soften_policy": (0, 1), "value_warmup_iterations": (0, 10_000), "frameskip": (1, 60),
     "repeat_action_probability": (0, 1), "noop_max": (0, 1000), "frame_stack": (1, 16), "image_size": (36, 512),
-    "checkpoint_iterations": (0, 10**9),
-    "eval_episodes": (1, 100_000),
+    "checkpoint_iterations": (0, 10**9), "eval_episodes": (1, 100_000),
 }  # fmt: skip
 
 MAX_GOAL_CHARS = 500

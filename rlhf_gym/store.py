@@ -234,7 +234,7 @@ class Session(Rows):
         return self.path / "videos" / f"{round_name(number)}.npz"
 
     def verdict(self, number: int) -> Path:
-        """What the newest reward model says along the episode in a round's video (JSON, see episodes.py)."""
+        """What the newest reward model says along the episode in a round's video (JSON, see verdicts.py)."""
         return self.path / "videos" / f"{round_name(number)}.json"
 
     def video(self, number: int) -> Path:

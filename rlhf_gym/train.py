@@ -38,7 +38,6 @@ from rlhf_gym.team import Team
 
 REFERENCE_STEPS = 25.0  # a clip's reward is its mean per step times this, so clips of any length compare alike
 END_SPEED = 10.0  # a lone number moves by one step size at a time, a network by many: r_abs would lag behind it
-KNOWN_ENDS = 5.0  # from so many labeled clips that end on, what an end is worth is its own number more than its frame
 REWARD_SPREAD = 10.0  # standard deviation of the predicted reward, times 1 / (1 - gamma); see RewardModel.fit_scale
 
 # ---------------------------------------------------------------------------------------------- networks
@@ -335,7 +334,7 @@ def train_reward(
         generator.set_state(state["generator"])
         order, begin = state["order"], state["step"]
     else:
-        model.trust.fill_(1 / (1 + float(labels.ended.sum()) / KNOWN_ENDS))
+        model.trust.fill_(1 / (1 + float(labels.ended.sum()) / config.ends_alike))
         if not model.image:
             model.obs_mean.copy_(labels.obs.flatten(1).mean(0))
             model.obs_std.copy_(labels.obs.flatten(1).std(0, unbiased=False).clamp_min(1e-3))

@@ -320,12 +320,12 @@ def test_after_an_end_the_reward_is_that_of_what_was_seen_last_whatever_the_acti
         assert torch.allclose(mixed[:, 3:], model(obs, actions, over)[:, 3:], atol=1e-6)
 
 
-@pytest.mark.parametrize(("ended", "trust"), [(0, 1.0), (5, 0.5), (20, 0.2)])
-def test_the_more_ends_are_labeled_the_less_what_is_seen_at_one_decides_its_worth(ended, trust):
+@pytest.mark.parametrize(("ended", "alike", "trust"), [(0, 5, 1.0), (5, 5, 0.5), (20, 5, 0.2), (20, 20, 0.5)])
+def test_the_more_ends_are_labeled_the_less_what_is_seen_at_one_decides_its_worth(ended, alike, trust):
     obs, actions = np.random.default_rng(1).normal(size=(20, 10, 4)).astype(np.float32), np.zeros(10, np.int64)
     segments = {i: segment(obs[i], actions, ended=3 if i < ended else 0) for i in range(20)}
     labels = Labels([pair(i + 1, 2 * i, 2 * i + 1) for i in range(10)], segments, lambda a: a, seed=1, members=2)
-    config = Config(ensemble_size=2, reward_steps=1)
+    config = Config(ensemble_size=2, reward_steps=1, ends_alike=alike)
     model = RewardModel(VECTOR, config)
     train.train_reward(model, labels, config, CPU)
     assert float(model.trust) == pytest.approx(trust)
