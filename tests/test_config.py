@@ -274,7 +274,7 @@ ORDER = [
     {"fast", "honesty", "normalizer", "team"},
     {"train"},
     {"checkpoints", "monitor", "doctor", "succession", "verdicts"},
-    {"collect", "evaluate"},
+    {"collect", "evaluate", "library"},
     {"live"},
     {"loop"},
     {"cli"},
