@@ -43,8 +43,8 @@ class Settings:
     """Where networks run; auto takes a GPU for pixels where there is one."""
     fast: bool = True
     """The same algorithm computed sooner; --no-fast leaves every number to the plain code."""
-    bfloat16: bool = False
-    """With --fast, multiply images in bfloat16 where the CPU or GPU does so natively: about half the time."""
+    bfloat16: bool = True
+    """With --fast, multiply images in bfloat16, but only where the CPU or GPU does so natively."""
 
     rounds: int = 0
     """Stop after this many rounds; 0 means until you stop it."""
@@ -187,6 +187,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "atari": dict(
         agent_steps_per_round=100_000, pairs_per_round=40, clip_coef=0.1, reward_learning_rate=3e-4,
         reward_batch_pairs=16, reward_steps=300, reward_epochs=30, reward_init="previous", reward_weight_decay=1e-2,
+        reward_sees_action=False,
     ),
     "pixels": dict(
         agent_steps_per_round=20_000, pairs_per_round=20, learning_rate=5e-4, clip_vloss=False,

@@ -82,7 +82,7 @@ def native_bfloat16(device: torch.device) -> bool:
 
 
 def precision(model: Agent | RewardModel, device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """Images, where it is asked for: products in bfloat16 if the device has them, sums and parameters in float32."""
+    """Images: products in bfloat16 if the device has them, sums and parameters in float32 (docs/benchmarks.md)."""
     if not (model.fast and model.narrow and model.image and native_bfloat16(device)):
         return contextlib.nullcontext()
     # without a cache: that would keep the converted weights beyond the optimizer's step

@@ -65,17 +65,20 @@ def main() -> None:
     info = envs.describe(Config(**given))
     curves: dict[bool, list[list[float]]] = {True: [], False: []}
     seconds: dict[bool, list[float]] = {True: [], False: []}
-    native = fast.native_bfloat16
+    native, asked = fast.native_bfloat16, bool(given.get("bfloat16"))
     for seed in command.seeds:
         for quick in (True, False):
-            fast.native_bfloat16 = (lambda device: True) if quick else native  # emulated where it must be, and slow
+            if asked:  # emulated where it must be, and slow
+                fast.native_bfloat16 = (lambda device: True) if quick else native
             points, took = curve(resolve({**given, "seed": seed, "fast": quick}, info.kind), info, command.steps)
             curves[quick].append(points)
             seconds[quick].append(took)
             name = "fast" if quick else "plain"
             print(f"seed {seed} {name}: {[round(p, 1) for p in points]} in {took:.0f} s", file=sys.stderr, flush=True)
-    device = checkpoints.pick_device(resolve(given, info.kind), info)
-    number = f"{'bfloat16' if given.get('bfloat16') else 'float32'}, {torch.get_num_threads()} threads"
+    config = resolve(given, info.kind)
+    device = checkpoints.pick_device(config, info)
+    narrow = info.image and config.bfloat16 and (asked or native(device))
+    number = f"{'bfloat16' if narrow else 'float32'}, {torch.get_num_threads()} threads"
     print(f"{command.env_id}, {len(command.seeds)} seeds, {command.steps:,} agent steps on {device} ({number})\n")
     print("| steps | fast, mean ± standard deviation | plain, mean ± standard deviation |\n|---:|---:|---:|")
     means: dict[bool, list[float]] = {True: [], False: []}
