@@ -243,8 +243,8 @@ def open_session(data_dir: Path, name: str) -> Session:
 
 
 def check(config: Config, info: EnvInfo, team: Team | None) -> None:
-    """What can be known to go wrong before a round's work: the score function, devices, processes, rendering."""
-    from rlhf_gym import envs, labelers
+    """What can go wrong before a round's work: the score function, devices, processes, tracking, rendering."""
+    from rlhf_gym import envs, labelers, track
 
     if config.device in ("cuda", "mps") or team is not None:
         from rlhf_gym.checkpoints import pick_device  # torch
@@ -253,6 +253,8 @@ def check(config: Config, info: EnvInfo, team: Team | None) -> None:
         if team is not None:
             team.check(config, device)
     labelers.load_score(config.score)
+    if config.track:
+        track.require()
     if config.labeler == "human" or config.render:
         envs.require_render(config)
 

@@ -69,6 +69,8 @@ class Settings:
     """The synthetic labeler says can't tell when both scores lie below this."""
     render: bool = False
     """With a synthetic labeler, render clips and videos all the same."""
+    track: bool = False
+    """Show it on Weights & Biases as well, which has to be installed (pip install wandb)."""
 
     pool_factor: float = 2.0
     """Clips collected as candidates, as a multiple of the clips needed."""

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from rlhf_gym import checkpoints, collect, drawing, evaluate, honesty, labelers, succession, verdicts
+from rlhf_gym.board import Watched
 from rlhf_gym.checkpoints import Damaged, Snapshot, load_state, save_state
 from rlhf_gym.config import Config, UserError, flag
 from rlhf_gym.control import Control, Replanned
@@ -93,6 +94,7 @@ def run(
         device = checkpoints.pick_device(config, info)
         loop = Loop(session, config, info, device, monitor, control, live, team or Team())
         try:
+            monitor.board.begin(config)
             prepare(loop)
             while True:
                 try:
@@ -299,6 +301,7 @@ def fit_reward(loop: Loop, where: Where) -> None:
             metrics |= honesty.consistency(labels.pairs, config.assumed_mistake_rate)
             report(report.total, report.total, metrics)
             session.put_opinions(verdicts.opinions(labels, number))
+            loop.monitor.board.judged(number, labels, model)
     if model is None:
         loop.monitor.say(f"No label says better or worse yet, so the agent stays as it is: {REMEDY}.")
     elif not model.scale.any():  # advantages of no reward are noise, and would be normalised to full size
@@ -401,7 +404,7 @@ def train_part(
     What its first episodes were like is in the in-phase checkpoint, so a resumed phase is measured by the same ones.
     """
     config, partial = loop.config, loop.session.partial(number, "train_agent")
-    live, since, gains = loop.live, report.elapsed(), Gains(state["early"])
+    live, since, gains, score = loop.live, report.elapsed(), Gains(state["early"]), Watched(model)
 
     def save(training: dict[str, object]) -> None:
         save_state(partial, {**state, "training": training})
@@ -419,11 +422,12 @@ def train_part(
 
     part = (state["part"],) if state["part"] else ()
     state["steps"] += loop.team.run(
-        train_agent, before.agent, model.score, config, loop.device, steps=config.agent_steps_per_round,
+        train_agent, before.agent, score, config, loop.device, steps=config.agent_steps_per_round,
         seed_path=(config.seed, number, PHASE_SEED["train_agent"], *part),
         warmup=0 if part else config.value_warmup_iterations,
         state=state["training"] or None, save=save, report=reported,
     )  # fmt: skip
+    report.board.histogram("charts/predicted_rewards", score.newest(), number, before.global_step + state["steps"])
     return gains
 
 
@@ -455,6 +459,7 @@ def film(loop: Loop, live: Live, snapshot: Snapshot) -> None:
         evaluate.record_video(snapshot.agent, loop.config, loop.info, session.video(number), played=played)
         save_segment(session.episode(number), verdicts.episode_segment(played.steps, played.end))
         live.calibrate(snapshot.agent)
+        loop.monitor.board.recorded(number)
     if snapshot.reward is not None:
         verdicts.judge_videos(session, snapshot.reward, snapshot.agent, loop.info, number)
 

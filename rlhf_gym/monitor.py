@@ -5,16 +5,17 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 
+from rlhf_gym.board import Board
 from rlhf_gym.config import printable
 from rlhf_gym.control import Control
 from rlhf_gym.store import Session, finite
 
 PAGE_SECONDS = 0.2  # between two writes of progress.json
+OVER_STEPS = ("train_agent", "record")  # phases whose metrics are shown over the agent's steps, not over rounds
 METRIC_SECONDS = 1.0  # between two rows of a metric
 LINE_SECONDS = 10.0  # between two lines where the terminal is none
 
@@ -44,7 +45,7 @@ class Monitor:
     def __init__(self, session: Session, console: Console) -> None:
         self.session, self.console = session, console
         self.control: Control | None = None  # whom to hear, if anybody
-        self.writer: Any = None  # TensorBoard's, opened at the first metric: it takes a second to import
+        self.board = Board(session)
         self.round, self.name, self.unit = 0, "", ""
         self.numbers: dict[str, float] = {}
         self.began = self.paged = self.measured = self.lined = 0.0
@@ -56,8 +57,7 @@ class Monitor:
         self.task: TaskID | None = None
 
     def close(self) -> None:
-        if self.writer is not None:
-            self.writer.close()
+        self.board.close()
 
     @contextlib.contextmanager
     def phase(self, round: int, name: str, unit: str) -> Iterator[Monitor]:
@@ -71,6 +71,8 @@ class Monitor:
             self.progress, self.task = bar, bar.add_task(self.line(), total=None)
             yield self
         self.progress = None
+        if name not in OVER_STEPS:
+            self.board.numbers(self.numbers, round)  # the last ones: a round has one place there
         self.console.print(self.line(), highlight=False)
 
     def __call__(self, done: int, total: int, metrics: Mapping[str, float] | None = None, step: int = 0) -> None:
@@ -100,15 +102,10 @@ class Monitor:
             self.console.print(self.line(), highlight=False)
 
     def put(self, metrics: Mapping[str, float | None], step: int) -> None:
-        """Stores metrics under the same names in the metric table and in TensorBoard."""
+        """Stores metrics under the same names in the metric table and shows them in TensorBoard."""
         self.session.put_metrics(self.round, self.name, step, metrics)
-        if self.writer is None:
-            from torch.utils.tensorboard import SummaryWriter  # a second to import
-
-            self.writer = SummaryWriter(str(self.session.path / "tb"))
-        for name, value in metrics.items():
-            if finite(value) is not None:
-                self.writer.add_scalar(name, value, step)
+        if self.name in OVER_STEPS:
+            self.board.numbers(metrics, self.round, step)
 
     def heed(self) -> None:
         """Hears what the person said on the page meanwhile, and sleeps while they want a pause.
