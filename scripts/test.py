@@ -3,6 +3,8 @@
 Sets up `.venv` as scripts/run.py does, finds or installs a Chromium, then runs ruff, mypy and pytest. Exit status is 0
 only if every part passed. Where the environment variable CI is set, a missing Chromium is a failure; elsewhere the
 browser tests are left out and it says so.
+
+Without arguments of your own, pytest shares the tests out among two processes where there are two cores.
 """
 
 import argparse
@@ -79,11 +81,19 @@ def prepare_system(python: Path) -> str | None:
     return chromium
 
 
-def pytest_arguments(full: bool, chromium: str | None, rest: list[str]) -> list[str]:
+def count_cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+def pytest_arguments(full: bool, chromium: str | None, rest: list[str], cores: int) -> list[str]:
     # with "=": else pytest takes the path for a folder of tests before it knows the option
     browser = [f"--chromium={chromium}"] if chromium else ["-m", "not browser"]
     long = ["--full", "-o", "faulthandler_timeout=7200"]
-    return [*(long if full else []), *browser, *rest]
+    # Long tests measure, and want the machine; what is chosen by hand runs in pytest's own process, for -s and --pdb.
+    alone = full or rest or cores == 1
+    share = [] if alone else ["--numprocesses=2", "--dist=worksteal"]
+    return [*(long if full else []), *share, *browser, *rest]
 
 
 def main() -> int:
@@ -104,8 +114,8 @@ def main() -> int:
     parts = {
         "ruff check": ["ruff", "check", "."],
         "ruff format": ["ruff", "format", "--check", "."],
-        "mypy": ["mypy"],
-        "pytest": ["pytest", *pytest_arguments(options.full, chromium, options.rest)],
+        "mypy": ["mypy", "--num-workers=2"],
+        "pytest": ["pytest", *pytest_arguments(options.full, chromium, options.rest, count_cores())],
     }
     failed = []
     for name, command in parts.items():

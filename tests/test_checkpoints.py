@@ -134,6 +134,7 @@ def test_a_device_that_is_not_there_is_told(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     threads = torch.get_num_threads()
+    torch.set_num_threads(2)
     try:
         for device in ("cuda", "mps"):
             with pytest.raises(UserError, match=f"--device {device} is not on this machine"):

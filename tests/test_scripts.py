@@ -219,10 +219,20 @@ def test_ctrl_c_reaches_the_program_exactly_once(fake_program):
 
 
 def test_pytest_is_given_the_chromium(checker):
-    assert checker.pytest_arguments(True, "/usr/bin/chromium", ["-k", "x"]) == [
+    assert checker.pytest_arguments(True, "/usr/bin/chromium", ["-k", "x"], 1) == [
         "--full", "-o", "faulthandler_timeout=7200", "--chromium=/usr/bin/chromium", "-k", "x",
     ]  # fmt: skip
-    assert checker.pytest_arguments(False, None, []) == ["-m", "not browser"]
+    assert checker.pytest_arguments(False, None, [], 1) == ["-m", "not browser"]
+
+
+@pytest.mark.parametrize(
+    ("full", "rest", "cores", "shared"),
+    [(False, [], 2, True), (False, [], 1, False), (True, [], 2, False), (False, ["-s"], 2, False)],
+)
+def test_two_processes_share_the_tests_where_nothing_is_asked_for(checker, full, rest, cores, shared):
+    given = checker.pytest_arguments(full, None, rest, cores)
+    assert ("--numprocesses=2" in given) == shared
+    assert checker.count_cores() >= 1
 
 
 def test_ci_fails_without_chromium(checker, monkeypatch, capsys):
