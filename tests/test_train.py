@@ -360,7 +360,7 @@ def test_members_are_networks_of_their_own_on_vectors():
 
 
 def test_members_are_networks_of_their_own_on_images():
-    model = RewardModel(IMAGE, Config(ensemble_size=3))
+    model = RewardModel(IMAGE, Config(ensemble_size=3, bfloat16=False))
     obs, actions = torch.randint(0, 256, (5, 2, 36, 36), dtype=torch.uint8), torch.randint(0, 3, (5,))
     found = model(obs, actions)
     for k in range(3):
