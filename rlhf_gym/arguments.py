@@ -143,8 +143,11 @@ class Export:
     """Name of the session."""
     out: tyro.conf.Positional[Path]
     """Directory to write; nothing may be there yet."""
-    format: Literal["jsonl"]
-    """jsonl: labels, clips and videos as plain files."""
+    format: Literal["jsonl", "parquet", "minari", "onnx", "safetensors"]
+    """jsonl: labels, clips and videos as plain files; parquet: a table, a row for each labeled pair; minari: the clips
+    as episodes of a Minari dataset; onnx, safetensors: policy and reward model, with a model card."""
+    round: int | None = None
+    """Of models: the round they are of (default: the newest; -1: the untrained agent)."""
     where: OmitArgPrefixes[DataDir] = field(default_factory=DataDir)
 
 

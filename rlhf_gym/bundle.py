@@ -21,7 +21,7 @@ from PIL import Image
 from rlhf_gym.config import UserError
 from rlhf_gym.segments import load_clip
 from rlhf_gym.sheets import MAX_SHEET_PIXELS
-from rlhf_gym.store import CHOICES, STRENGTHS, Clip, Pair, Session, finite
+from rlhf_gym.store import CHOICES, Clip, Pair, Session, finite
 from rlhf_gym.tables import label_table
 
 FORMAT, VERSION = "rlhf-gym-labels", 1
@@ -78,10 +78,7 @@ def gather(session: Session) -> Material:
     """
     forgotten = session.wishes().forgotten
     pairs = [p for p in session.pairs() if p.choice in CHOICES and (p.label_id or 0) > forgotten]
-    columns = ("id", "uid", "labeler", "replays", "pauses", "hidden_ms")
-    with session.read() as db:
-        query = sa.select(*(label_table.c[name] for name in columns)).where(label_table.c.id > forgotten)
-        rows = {row["id"]: row for row in db.execute(query).mappings()}
+    rows = label_rows(session)
     goals = Goals(session)
     clips, damaged = session.clips(), []
     whole: dict[int, Clip] = {}
@@ -94,13 +91,21 @@ def gather(session: Session) -> Material:
     labels = [
         Judged(p, row["uid"], row["labeler"], row["replays"], row["pauses"], row["hidden_ms"], goals.at(p.labeled))
         for p in pairs
-        if p.left_clip in whole and p.right_clip in whole and p.strength in STRENGTHS and (row := rows[p.label_id])
+        if p.left_clip in whole and p.right_clip in whole and (row := rows.get(p.label_id or 0))
     ]
     used = {c for label in labels for c in (label.pair.left_clip, label.pair.right_clip)}
     if not labels:
         lost = f" ({len(damaged)} clips cannot be read, so their pairs are left out)" if damaged else ""
         raise UserError(f"Session {session.name!r} has no label that counts{lost}: label some pairs, then export them.")
     return Material(labels, {i: clip for i, clip in whole.items() if i in used}, damaged)
+
+
+def label_rows(session: Session) -> dict[int, sa.RowMapping]:
+    """Of each label, by its row id, what no Pair has: uid, labeler, replays, pauses, hidden_ms."""
+    columns = ("id", "uid", "labeler", "replays", "pauses", "hidden_ms")
+    with session.read() as db:
+        rows = db.execute(sa.select(*(label_table.c[name] for name in columns))).mappings()
+        return {row["id"]: row for row in rows}
 
 
 class Goals:

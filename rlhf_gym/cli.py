@@ -506,8 +506,9 @@ def export(command: Export) -> int:
     with Progress(transient=True, disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task("exporting", total=None)
         notes = exporting.export(
-            session, command.out, command.format, lambda done, total: bar.update(task, completed=done, total=total)
-        )
+            session, command.out, command.format,
+            lambda done, total: bar.update(task, completed=done, total=total), command.round,
+        )  # fmt: skip
     for note in notes:
         say(note)
     print(command.out)

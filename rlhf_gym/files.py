@@ -53,7 +53,6 @@ def directory_aside(path: Path) -> Iterator[Path]:
     Args:
         path: where there is nothing yet, or an empty directory.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-"))
     try:
         yield aside
