@@ -19,7 +19,7 @@ import sqlalchemy as sa
 from PIL import Image
 
 from rlhf_gym.config import UserError
-from rlhf_gym.segments import load_clip
+from rlhf_gym.segments import Segment, load_clip
 from rlhf_gym.sheets import MAX_SHEET_PIXELS
 from rlhf_gym.store import CHOICES, Clip, Pair, Session, finite
 from rlhf_gym.tables import label_table
@@ -82,9 +82,11 @@ def gather(session: Session) -> Material:
     goals = Goals(session)
     clips, damaged = session.clips(), []
     whole: dict[int, Clip] = {}
+    info = header_info(session) if pairs else {}
     for i in sorted({c for p in pairs for c in (p.left_clip, p.right_clip)}):
         try:
-            load_clip(session, clips[i])
+            if not fits(load_clip(session, clips[i]), info):
+                raise UserError(f"Clip {session.path / clips[i].path} is of another environment than its session.")
             whole[i] = clips[i]
         except UserError as error:
             damaged.append(str(error))
@@ -194,12 +196,38 @@ def header_info(session: Session) -> dict[str, Any]:
         UserError: the header does not say so.
     """
     info = session.header().get("info")
-    if not isinstance(info, dict) or not {"obs_shape", "image", "num_actions", "action_shape", "fps"} <= set(info):
+    if not isinstance(info, dict) or not whole_info(info):
         raise UserError(
-            f"Session {session.name!r} does not say what its environment's observations are (info in config.json): "
-            "resume it once, then export it."
+            f"Session {session.name!r} does not say what its environment's observations and actions are (info in "
+            "config.json): put that file back from a copy."
         )
     return info
+
+
+def whole_info(info: Mapping[str, Any]) -> bool:
+    """Whether what a header says of the environment has the form of an EnvInfo; somebody else may have written it."""
+
+    def shape(value: Any) -> bool:
+        return isinstance(value, list) and all(type(x) is int and x > 0 for x in value)
+
+    discrete = type(info.get("num_actions")) is int and info["num_actions"] > 0
+    bounds = [info.get("action_low"), info.get("action_high")]
+    bounded = all(isinstance(b, list) and all(x is None or type(x) in (int, float) for x in b) for b in bounds)
+    fps = info.get("fps")
+    return (
+        shape(info.get("obs_shape")) and shape(info.get("action_shape")) and isinstance(info.get("image"), bool)
+        and (discrete or (info.get("num_actions") is None and bounded)) and isinstance(fps, int | float) and fps > 0
+    )  # fmt: skip
+
+
+def fits(segment: Segment, info: Mapping[str, Any]) -> bool:
+    """Whether a clip is of the environment that the header describes."""
+    kind = "u" if info["image"] else "f"
+    obs, actions = segment.observations, segment.actions
+    return (
+        obs.shape[1:] == tuple(info["obs_shape"]) and obs.dtype.kind == kind
+        and actions.shape[1:] == tuple(info["action_shape"]) and segment.rewards.ndim == 1
+    )  # fmt: skip
 
 
 def observation_space(info: Mapping[str, Any]) -> dict[str, Any]:
@@ -219,9 +247,7 @@ def action_space(info: Mapping[str, Any]) -> dict[str, Any]:
 
 def steps_per_frame(session: Session, clip: Clip) -> int:
     """Every how many steps the person saw a frame of a clip."""
-    fps = header_info(session)["fps"]
-    known = isinstance(fps, int | float) and clip.fps > 0
-    return max(1, round(fps / clip.fps)) if known else 1
+    return max(1, round(header_info(session)["fps"] / clip.fps)) if clip.fps > 0 else 1
 
 
 def write_video(session: Session, clip: Clip, path: Path, stride: int) -> bool:

@@ -86,11 +86,14 @@ def write_graph(module: nn.Module, inputs: dict[str, Tensor], outputs: list[str]
     """Records a module as an ONNX graph for batches of any size."""
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # that torchvision is not installed
     batch = torch.export.Dim("batch")
+    shapes, given = tuple({0: batch} for _ in inputs), tuple(inputs.values())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch about itself
+        # strict: else len() of a tensor is taken for a constant, and the graph for batches of EXAMPLES alone
+        program = torch.export.export(module, given, dynamic_shapes=shapes, strict=True)
         torch.onnx.export(
-            module, tuple(inputs.values()), path, input_names=list(inputs), output_names=outputs, dynamo=True,
-            dynamic_shapes=tuple({0: batch} for _ in inputs), external_data=False, verbose=False,
+            program, given, path, input_names=list(inputs), output_names=outputs, dynamo=True,
+            dynamic_shapes=shapes, external_data=False, verbose=False,
         )  # fmt: skip
 
 

@@ -279,6 +279,28 @@ def test_a_strangers_environment_is_not_run(cart: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+def test_what_somebody_else_wrote_into_a_session_is_one_sentence(make_session: Any, tmp_path: Path) -> None:
+    loop = make_session(pairs=1)
+    session = loop.session
+    give_clips(loop, lambda i: np.full((30, 4), i, np.float32))
+    session.add_label("a", session.pairs()[0].id, "left")
+    for wrong in (
+        {"obs_shape": "4"},
+        {"obs_shape": [-4]},
+        {"image": 1},
+        {"num_actions": "two"},
+        {"fps": None},
+        {"num_actions": None},
+    ):
+        session.write_config(session.config, info=INFO | wrong)
+        for format in ("jsonl", "parquet", "minari"):
+            with pytest.raises(UserError, match="does not say what its environment's observations"):
+                export_quietly(session, tmp_path / "out", format)
+    session.write_config(session.config, info=INFO | {"obs_shape": [5]})
+    with pytest.raises(UserError, match="2 clips cannot be read"):
+        export_quietly(session, tmp_path / "out", "parquet")
+
+
 def test_what_is_gathered_is_what_counts(cart: Path) -> None:
     session = session_in(cart)
     assert len(gather(session).labels) == session.count_pairs()[1]
@@ -471,24 +493,12 @@ def test_onnx_graphs_say_what_the_networks_say(name: str, tmp_path: Path) -> Non
             for name_, value in (("actions", other), ("ended", ~ended), ("observations", obs[::-1].copy())):
                 feed = {"observations": obs, "actions": actions, "ended": ended, name_: value}
                 assert np.abs(reward_graph.run(None, feed)[0] - found).max() > 1e-3
-
-
-def test_a_score_that_is_painted_over_does_not_reach_the_graph(tmp_path: Path) -> None:
-    import onnxruntime
-
-    snapshot = snapshot_of("pixels")
-    assert snapshot.reward is not None
-    regions = snapshot.reward.regions
-    assert regions
-    models.write_onnx(snapshot, tmp_path)
-    graph = onnxruntime.InferenceSession(tmp_path / "reward_model.onnx", providers=["CPUExecutionProvider"])
-    obs = observed(PIXELS, 2)
-    other = obs.copy()
-    for top, bottom, left, right in regions:
-        other[..., top:bottom, left:right] = 255 - other[..., top:bottom, left:right]
-    assert (other != obs).any()
-    rest = {"actions": np.array([0, 1]), "ended": np.array([False, False])}
-    assert np.array_equal(*(graph.run(None, {"observations": o, **rest})[0] for o in (obs, other)))
+            hidden = obs.copy()
+            for top, bottom, left, right in reward.regions:  # a score that is painted over
+                hidden[..., top:bottom, left:right] = 255 - hidden[..., top:bottom, left:right]
+            assert bool(reward.regions) == (hidden != obs).any() == info.image
+            feed = {"observations": hidden, "actions": actions, "ended": ended}
+            assert np.array_equal(reward_graph.run(None, feed)[0], found)
 
 
 @pytest.mark.parametrize("name", MODELS)
