@@ -6,7 +6,7 @@ import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 from tyro.conf import OmitArgPrefixes
@@ -135,7 +135,23 @@ class Clean:
     where: OmitArgPrefixes[DataDir] = field(default_factory=DataDir)
 
 
-Command = Run | Resume | List | Serve | Watch | Evaluate | Clean | Doctor
+@dataclass(frozen=True)
+class Export:
+    """Write a session's labels, clips or models to a new directory, in a format that others read (docs/formats.md)."""
+
+    session: tyro.conf.Positional[str]
+    """Name of the session."""
+    out: tyro.conf.Positional[Path]
+    """Directory to write; nothing may be there yet."""
+    format: Literal["jsonl", "parquet", "minari", "onnx", "safetensors"]
+    """jsonl: labels, clips and videos as plain files; parquet: a table, a row for each labeled pair; minari: the clips
+    as episodes of a Minari dataset; onnx, safetensors: policy and reward model, with a model card."""
+    round: int | None = None
+    """Of models: the round they are of (default: the newest; -1: the untrained agent)."""
+    where: OmitArgPrefixes[DataDir] = field(default_factory=DataDir)
+
+
+Command = Run | Resume | List | Serve | Watch | Evaluate | Export | Clean | Doctor
 
 
 def parse(args: list[str], into: Any, prog: str, description: str) -> Any:

@@ -22,6 +22,7 @@ from rlhf_gym.arguments import (
     Command,
     Doctor,
     Evaluate,
+    Export,
     List,
     Resume,
     Run,
@@ -105,6 +106,8 @@ def obey(args: list[str], team: Team | None) -> int:
                 return watch(command)
             case Evaluate():
                 return evaluate(command)
+            case Export():
+                return export(command)
             case Clean():
                 return clean(command)
             case Doctor():
@@ -493,6 +496,24 @@ def evaluate(command: Evaluate) -> int:
         print(f"score {result['score_mean']:.4g} ± {result['score_std']:.4g}")
     if result["capped"]:
         print(f"{result['capped']} episodes were cut short at the step cap.")
+    return 0
+
+
+def export(command: Export) -> int:
+    session = open_session(command.where.data_dir, command.session)
+    from rich.progress import Progress
+
+    from rlhf_gym import export as exporting
+
+    with Progress(transient=True, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task("exporting", total=None)
+        notes = exporting.export(
+            session, command.out, command.format,
+            lambda done, total: bar.update(task, completed=done, total=total), command.round,
+        )  # fmt: skip
+    for note in notes:
+        say(note)
+    print(command.out)
     return 0
 
 

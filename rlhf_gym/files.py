@@ -8,6 +8,7 @@ import os
 import shutil
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 MARK = b"rlhf-gym sha256 "  # then 32 bytes, at the end of a file: torch itself takes most flipped bits for weights
@@ -43,6 +44,36 @@ def replace(aside: str | Path, path: Path) -> None:
         except PermissionError:
             time.sleep(0.02)
     return os.replace(aside, path)
+
+
+@contextlib.contextmanager
+def directory_aside(path: Path) -> Iterator[Path]:
+    """A directory to fill, which becomes `path` once it is whole: who is killed before leaves nothing there.
+
+    Args:
+        path: where there is nothing yet, or an empty directory.
+    """
+    aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-"))
+    try:
+        yield aside
+        aside.chmod(0o755 & ~umask())  # mkdtemp lets nobody else read it
+        for file in aside.rglob("*"):
+            if file.is_file():
+                with file.open("rb+") as handle:
+                    os.fsync(handle.fileno())
+        with contextlib.suppress(FileNotFoundError):
+            path.rmdir()  # an empty one; Windows replaces none
+        aside.rename(path)
+    except BaseException:
+        remove(aside)
+        raise
+
+
+def umask() -> int:
+    """What the user lets others not do; it can only be read by setting it."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def remove(path: Path) -> None:

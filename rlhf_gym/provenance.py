@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.metadata
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,11 @@ def versions(config: Config) -> dict[str, str]:
         except ModuleNotFoundError:
             found[name] = __version__ if name == "rlhf-gym" else "missing"
     return found
+
+
+def installed(packages: Iterable[str]) -> dict[str, str]:
+    """Versions of packages that are there."""
+    return {name: importlib.metadata.version(name) for name in packages}
 
 
 def environment_packages(config: Config) -> list[str]:

@@ -46,7 +46,7 @@ def needed(extras: set[str]) -> list[tuple[Requirement, str]]:
 @pytest.mark.parametrize(
     ("files", "extras"),
     [(["requirements.txt"], {"mujoco", "box2d"}),
-     (["requirements.txt", "requirements-dev.txt"], {"mujoco", "box2d", "dev"})],
+     (["requirements.txt", "requirements-dev.txt"], {"mujoco", "box2d", "export", "dev"})],
 )  # fmt: skip
 def test_the_pins_are_what_is_needed(files: list[str], extras: set[str]) -> None:
     """A package that was there by chance is missing on the next machine."""

@@ -27,7 +27,7 @@ CPU = torch.device("cpu")
 
 def agent_and_config(env_id: str) -> tuple[train.Agent, Config, EnvInfo]:
     info = envs.describe(Config(env_id=env_id))
-    config = resolve({"env_id": env_id, "seed": 1, "normalize_obs": False}, info.kind)
+    config = resolve({"env_id": env_id, "seed": 1, "normalize_obs": False, "bfloat16": False}, info.kind)
     return new_agent(info, config, CPU), config, info
 
 
