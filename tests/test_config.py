@@ -275,7 +275,7 @@ ORDER = [
     {"train"},
     {"checkpoints", "monitor", "doctor", "succession", "verdicts"},
     {"collect", "evaluate"},
-    {"live"},
+    {"live", "films", "baselines"},
     {"loop"},
     {"cli"},
     {"retrain"},
