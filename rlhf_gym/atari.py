@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -221,7 +222,7 @@ class AtariOne:
         return self._console.frame()
 
     def action_names(self) -> list[str]:
-        return [action.name.lower() for action in self._console.actions]
+        return [" ".join(re.findall("noop|up|down|left|right|fire", a.name.lower())) for a in self._console.actions]
 
     def close(self) -> None:
         self._atari.close()

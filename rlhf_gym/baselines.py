@@ -3,7 +3,7 @@
     rlhf-gym evaluate cartpole-1
     python scripts/bench/ceiling.py CartPole-v1      makes the ceiling: plain PPO on the true reward
 
-All play the same number of episodes, which begin alike. Intervals are those of the percentile bootstrap: means of 10,000
+All play the same number of episodes, which begin alike. Intervals are a percentile bootstrap's: means of 10,000
 resamples of the episodes (fewer of more than 10,000 episodes, at least 1,000), with a fixed seed. They say how far
 chance in the episodes played could have moved the mean, not what another training would have given.
 

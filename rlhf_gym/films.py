@@ -310,7 +310,7 @@ class Tile:
         self.fill(left, zero, each * len(part) - 1, 1, QUIET)
 
     def predictions(self, left: int, top: int, width: int) -> None:
-        """Bars around zero, what labeled clips gave on average; one standard deviation of theirs fills three quarters."""
+        """Bars around zero, the mean in labeled clips; one standard deviation of theirs fills three quarters."""
         height = STRIP - 20
         zero = top + 16 + height // 2
         each = width / self.look.history
