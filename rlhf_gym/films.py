@@ -212,7 +212,7 @@ class Grid:
 
 
 def lay_out(tiles: int, frame: tuple[int, int], film: tuple[int, int], overlay: bool, bare: bool) -> Grid:
-    """As many columns as make the tiles largest.
+    """As many columns as make the tiles largest, and leave few places empty.
 
     Args:
         frame: width and height of the environment's frames.
@@ -222,15 +222,16 @@ def lay_out(tiles: int, frame: tuple[int, int], film: tuple[int, int], overlay: 
     above, below = 0 if bare else TITLE, STRIP if overlay else 0
     gap, header = (0, 0) if bare else (GAP, 0 if tiles == 1 else TITLE - GAP)
     largest = film[0] if bare else TILE
-    best: tuple[float, int, int] | None = None
+    best = (0.0, 0.0, 1)
     for columns in range(1, tiles + 1):
         rows = math.ceil(tiles / columns)
         width = min(largest, (film[0] - gap) / columns - gap)
         height = min(largest, (film[1] - header - gap) / rows - gap - above - below)
+        if columns > 1 and width < SMALLEST_TILE:
+            break
         scale = min(width / frame[0], height / frame[1])
-        best = max(best or (0.0, 0, 0), (scale, -rows * columns, columns))
-    assert best is not None
-    scale, columns = best[0], best[2]
+        best = max(best, (scale * (tiles / (rows * columns)) ** 0.5, scale, columns))
+    _, scale, columns = best
     enlarged = max(1, round(320 / frame[0]))  # small frames by whole numbers, as `enlarge` does; large ones never
     scale = min(scale, enlarged)
     picture = max(1, round(frame[0] * scale)), max(1, round(frame[1] * scale))
