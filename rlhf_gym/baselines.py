@@ -236,7 +236,8 @@ def table(result: dict[str, Any]) -> Table:
     found.add_column("")
     for column in ("true return", "95 % interval", "min", "max", *(["score", "95 % interval"] * scored), "episodes"):
         found.add_column(column, justify="right")
-    for name, row in {"agent": result, **{n: result[n] for n in ("untrained", "random") if n in result}}.items():
+    rows = [("agent", result), *((name, result[name]) for name in ("untrained", "random") if name in result)]
+    for name, row in rows:
         scores = [text(row["score_mean"]), spans(row["score_interval"])] if scored else []
         numbers = [text(row["mean"]), spans(row["interval"]), text(row["min"]), text(row["max"]), *scores]
         found.add_row(title(name, result["round"]), *numbers, str(row["episodes"]))

@@ -474,7 +474,7 @@ def write_gif(file: IO[bytes], pictures: Iterator[Image.Image], rate: Fraction) 
         with av.open(aside) as once:
             palette = make_palette(once)
         aside.seek(0)
-        with av.open(aside) as again, av.open(file, "w", format="gif") as gif:
+        with av.open(aside, "r") as again, av.open(file, "w", format="gif") as gif:
             source = again.streams.video[0]
             graph = av.filter.Graph()
             first, second = graph.add_buffer(template=source), palette_buffer(graph, palette)
