@@ -79,14 +79,22 @@ class Serve:
 
 @dataclass(frozen=True)
 class Watch:
-    """Render the agent playing, write an mp4, say where, and open it."""
+    """Render the agent playing, or the agents of all rounds; write a film, say where, and open it."""
 
     session: tyro.conf.Positional[str]
     """Name of the session."""
     round: int | None = None
     """Round of the agent (default: the newest; -1: the untrained one)."""
     episodes: int = 1
-    """Episodes, one after another."""
+    """Episodes, side by side."""
+    all_rounds: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = False
+    """The progress film: the agents of all rounds side by side, in the same episode."""
+    overlay: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = False
+    """Show the action and the predicted reward below each picture."""
+    seconds: float = 30.0
+    """Seconds of play, at most."""
+    out: Path | None = None
+    """File to write, .mp4 or .gif (default: an mp4 in the session)."""
     open: bool = True
     """Open the video, where there is a display."""
     trust: bool = False
@@ -96,7 +104,7 @@ class Watch:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Play whole episodes and report the true return."""
+    """Play whole episodes and report the true return, beside the untrained agent's and a random agent's."""
 
     session: tyro.conf.Positional[str]
     """Name of the session."""
@@ -110,6 +118,10 @@ class Evaluate:
     """Take the likeliest actions (the default everywhere but on Atari)."""
     sampled: Annotated[bool, tyro.conf.arg(help_behavior_hint="")] = False
     """Draw actions as in training (the default on Atari, where a greedy agent gets stuck)."""
+    baselines: bool = True
+    """Play the untrained agent and a random agent, too, and say whether the difference is more than chance."""
+    ceiling: Path | None = None
+    """File of trainings on the true reward (default: ceilings.jsonl in the data directory, if it is there)."""
     json: bool = False
     """Print one JSON object."""
     trust: bool = False

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -147,7 +148,7 @@ class Console:
         # no limit of frames: the emulator would count the no-ops, too, which ALE's vector environment does not
         self.ale.loadROM(self._rom)
         full = settings["full_action_space"]
-        self._actions = self.ale.getLegalActionSet() if full else self.ale.getMinimalActionSet()
+        self.actions = self.ale.getLegalActionSet() if full else self.ale.getMinimalActionSet()
         self.screens: list[np.ndarray] = []  # the last two, (210, 160, 3)
 
     def begin(self, seed: int, begun: Callable[[], bool]) -> None:
@@ -157,7 +158,7 @@ class Console:
         self.ale.setInt("random_seed", seed)
         self.ale.loadROM(self._rom)
         self.ale.reset_game()
-        if ale_py.Action.FIRE in self._actions:
+        if ale_py.Action.FIRE in self.actions:
             self.ale.act(ale_py.Action.FIRE)
         while not begun():
             self.ale.act(ale_py.Action.NOOP)
@@ -167,7 +168,7 @@ class Console:
 
     def act(self, action: int, keep: bool) -> int:
         """One frame; `keep` says that it may be among those that `frame` shows. Returns its reward."""
-        reward = self.ale.act(self._actions[action])
+        reward = self.ale.act(self.actions[action])
         if self._render and keep:
             self.screens = [*self.screens[-1:], self.ale.getScreenRGB()]
         return int(reward)
@@ -219,6 +220,9 @@ class AtariOne:
 
     def frame(self) -> np.ndarray:
         return self._console.frame()
+
+    def action_names(self) -> list[str]:
+        return [" ".join(re.findall("noop|up|down|left|right|fire", a.name.lower())) for a in self._console.actions]
 
     def close(self) -> None:
         self._atari.close()

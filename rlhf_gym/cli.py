@@ -430,24 +430,49 @@ def watch(command: Watch) -> int:
 
     from rlhf_gym.store import round_name
 
-    if command.episodes < 1:
-        raise UserError(f"--episodes {command.episodes} is too few: watch at least 1.")
+    check_watch(command)
     session, snapshot = open_snapshot(command)
-    from rlhf_gym.evaluate import record_video
+    from rlhf_gym import films
 
-    path = session.path / "videos" / f"watch-{round_name(snapshot.round)}.mp4"
-    if not os.access(path.parent, os.W_OK):  # on a medium that cannot be written
+    if command.episodes > films.MAX_TILES:
+        raise UserError(f"--episodes {command.episodes} is too many for one film: watch {films.MAX_TILES} at most.")
+    name = "all-rounds" if command.all_rounds else round_name(snapshot.round)
+    path = command.out or session.path / "videos" / f"watch-{name}.mp4"
+    if command.out is None and not os.access(path.parent, os.W_OK):  # on a medium that cannot be written
         path = Path.cwd() / f"{session.name}-{path.name}"
     with Progress(transient=True, disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task("playing", total=None)
-        record_video(
-            snapshot.agent, snapshot.config, snapshot.info, path, episodes=command.episodes,
+        casts = films.cast_rounds(session, say) if command.all_rounds else films.cast_episodes(
+            snapshot, command.episodes
+        )  # fmt: skip
+        judge = films.newest_judge(session) if command.overlay else None
+        films.write_film(
+            casts, snapshot.info, path, judge=judge, overlay=command.overlay, max_seconds_shown=command.seconds,
+            header=printable(film_header(session, None if command.all_rounds else snapshot.round)),
             report=lambda done, total: bar.update(task, completed=done, total=total),
         )  # fmt: skip
+    if command.overlay and judge is None:
+        say("There is no reward model yet: the film shows actions alone.")
     print(path)
     if command.open:
         open_file(path)
     return 0
+
+
+def film_header(session: Session, number: int | None) -> str:
+    parts = [session.name, session.config.env_id, *([] if number is None else [f"round {number}"]), session.goal()]
+    return " · ".join(part for part in parts if part)
+
+
+def check_watch(command: Watch) -> None:
+    if command.episodes < 1:
+        raise UserError(f"--episodes {command.episodes} is too few: watch at least 1.")
+    if command.all_rounds and (command.round is not None or command.episodes > 1):
+        raise UserError("--all-rounds shows one episode of every round: leave out --round and --episodes.")
+    if not 0 < command.seconds <= 3600:
+        raise UserError(f"--seconds {command.seconds:g} is out of range: give more than 0, and 3600 at most.")
+    if command.out is not None and command.out.suffix not in (".mp4", ".gif"):
+        raise UserError(f"--out {command.out} is neither .mp4 nor .gif: end the name with one of these.")
 
 
 def open_file(path: Path) -> None:
@@ -470,33 +495,63 @@ def evaluate(command: Evaluate) -> int:
     from rlhf_gym.labelers import load_score
 
     score = load_score(command.score) if command.score else None
-    _session, snapshot = open_snapshot(command)
-    from rlhf_gym.evaluate import evaluate as evaluate_agent
+    session, snapshot = open_snapshot(command)
+    from rlhf_gym import baselines
 
     greedy = True if command.greedy else False if command.sampled else None
     config = dataclasses.replace(snapshot.config, score=command.score)
+    top = baselines.ceiling_of(command.ceiling, command.where.data_dir, config)
+    agents: dict[str, Any] = {"agent": (snapshot.agent, config)}
+    if command.baselines:
+        if snapshot.round >= 0 and (start := untrained(session)) is not None:
+            agents["untrained"] = (start.agent, dataclasses.replace(start.config, score=command.score))
+        agents["random"] = (baselines.random_agent(snapshot.info, config), config)
     with Progress(transient=True, disable=command.json or not sys.stderr.isatty()) as bar:
-        task = bar.add_task("playing", total=command.episodes)
-        result = evaluate_agent(
-            snapshot.agent, config, snapshot.info, snapshot.round, command.episodes, greedy=greedy, score=score,
-            report=lambda done, total: bar.update(task, completed=done),
+        task = bar.add_task("playing", total=None)
+        played = baselines.compare(
+            agents, snapshot.info, command.episodes, greedy=greedy, score=score,
+            tell=lambda done, total: bar.update(task, completed=done, total=total),
         )  # fmt: skip
+    result = baselines.report(played, snapshot.round, top)
     if command.json:
         print(json.dumps(result, allow_nan=False))
-        return 0
+    else:
+        print_evaluation(result)
+    return 0
+
+
+def untrained(session: Session) -> Snapshot | None:
+    """The session's untrained agent, if it can be read."""
+    from rlhf_gym.checkpoints import Snapshot
+    from rlhf_gym.store import START
+
+    try:
+        return Snapshot.load(session.checkpoint(START), of=session.config)
+    except UserError as error:
+        say(f"{error} The untrained agent is left out.")
+        return None
+
+
+def print_evaluation(result: dict[str, Any]) -> None:
+    """One line on the agent, a table of all that it is held against, and what to make of it."""
+    from rich.console import Console
+
+    from rlhf_gym import baselines
+
     how = "likeliest actions" if result["greedy"] else "sampled actions"
     true = (
         "no true reward (NaN)" if result["mean"] is None else f"true return {result['mean']:.2f} ± {result['std']:.2f}"
     )
     length = f"{result['episodes']} episodes of {result['mean_length']:.0f} steps"
     print(f"round {result['round']}: {true} over {length}, {how}")
-    if result["min"] is not None:
-        print(f"min {result['min']:.2f}, max {result['max']:.2f}")
-    if score is not None:
+    if "score_mean" in result:
         print(f"score {result['score_mean']:.4g} ± {result['score_std']:.4g}")
+    print(flush=True)
+    Console(width=None if sys.stdout.isatty() else 160).print(baselines.table(result))
+    for sentence in result["verdicts"]:
+        print(sentence)
     if result["capped"]:
         print(f"{result['capped']} episodes were cut short at the step cap.")
-    return 0
 
 
 def export(command: Export) -> int:

@@ -232,6 +232,10 @@ class Twin:
         with CALL.into(self._id):
             return self._env.frame()
 
+    def action_names(self) -> list[str]:
+        """What the environment calls its discrete actions; empty where it does not say."""
+        return self._env.action_names()
+
     def close(self) -> None:
         self._env.close()
 
@@ -359,6 +363,10 @@ class GymEnv:
         if renderer is not None:
             renderer.viewer.make_context_current()  # else it draws with the textures of whichever was made last
         return np.ascontiguousarray(self._env.render())
+
+    def action_names(self) -> list[str]:
+        meanings = getattr(self._env.unwrapped, "get_action_meanings", None)
+        return [str(name) for name in meanings()] if callable(meanings) else []
 
     def _prepare_drawing(self) -> None:
         """Draws once, to see whether it can; lets MuJoCo's camera follow, and makes its software rendering quick."""

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from rlhf_gym.envs import EnvInfo, Envs, Twin
 from rlhf_gym.files import write_atomic
 from rlhf_gym.labelers import Score, ScoredClip
 from rlhf_gym.seeds import PHASE_SEED, seed_from
+from rlhf_gym.store import finite
 from rlhf_gym.train import Agent
 from rlhf_gym.verdicts import video_fps, video_stride
 
@@ -25,11 +26,28 @@ STEP_CAP = 27_000  # of an episode; Atari's own limit of 108,000 frames
 EVAL_ENVS = 8
 
 
-def generator_for(greedy: bool, agent: Agent, seed_path: tuple[int, ...]) -> torch.Generator | None:
-    """None where the likeliest actions are wanted."""
-    if greedy:
+def generator_for(greedy: bool, agent: Any, seed_path: tuple[int, ...]) -> torch.Generator | None:
+    """None where the likeliest actions are wanted, or by no network."""
+    if greedy or not isinstance(agent, torch.nn.Module):
         return None
     return torch.Generator(next(agent.parameters()).device).manual_seed(seed_from(*seed_path))
+
+
+class Actor(Protocol):
+    """What can play: an agent, or a stand-in for one."""
+
+    def act(self, obs: np.ndarray, generator: torch.Generator | None = None, /) -> np.ndarray: ...
+
+
+@dataclass
+class Episodes:
+    """Whole episodes as they were played."""
+
+    returns: np.ndarray  # (E,): true return of each
+    lengths: np.ndarray
+    scores: np.ndarray | None
+    capped: int  # cut at step_cap or by the clock
+    greedy: bool
 
 
 def evaluate(
@@ -38,6 +56,38 @@ def evaluate(
     info: EnvInfo,
     round: int,
     episodes: int,
+    **how: Any,
+) -> dict[str, Any]:
+    """Plays whole episodes on the true reward and sums them up. Arguments as of `play_episodes`.
+
+    Returns:
+        mean, std, min, max, mean_length, episodes, round, greedy, capped (episodes cut at step_cap or by the
+        clock); with a score also score_mean and score_std. Means are None where the true reward is NaN.
+    """
+    return summary(play_episodes(agent, config, info, episodes, **how), round)
+
+
+def summary(played: Episodes, round: int) -> dict[str, Any]:
+    """Episodes in numbers, as `evaluate` gives them."""
+
+    def numbers(values: np.ndarray, **names: str) -> dict[str, float | None]:
+        return {name: finite(float(getattr(values, what)())) for name, what in names.items()}
+
+    result: dict[str, Any] = numbers(played.returns, mean="mean", std="std", min="min", max="max")
+    result |= {
+        "mean_length": float(played.lengths.mean()), "episodes": len(played.returns), "round": round,
+        "greedy": played.greedy, "capped": played.capped,
+    }  # fmt: skip
+    if played.scores is not None:
+        result |= numbers(played.scores, score_mean="mean", score_std="std")
+    return result
+
+
+def play_episodes(
+    agent: Actor,
+    config: Config,
+    info: EnvInfo,
+    episodes: int,
     *,
     greedy: bool | None = None,
     score: Score | None = None,
@@ -45,7 +95,7 @@ def evaluate(
     step_cap: int = STEP_CAP,
     clock: Callable[[], float] = time.monotonic,
     report: Callable[[int, int], None] | None = None,
-) -> dict[str, Any]:
+) -> Episodes:
     """Plays whole episodes on the true reward.
 
     Each environment plays its share of the episodes, so that short ones are not counted more often than long ones.
@@ -55,10 +105,6 @@ def evaluate(
         score: also score each whole episode (absorbing steps: none).
         clock: gives the seconds that count for max_seconds.
         max_seconds: stop then; what has finished counts, and if nothing has, what has been played so far does.
-
-    Returns:
-        mean, std, min, max, mean_length, episodes, round, greedy, capped (episodes cut at step_cap or by the
-        clock); with a score also score_mean and score_std. Means are None where the true reward is NaN.
     """
     greedy = info.kind != "atari" if greedy is None else greedy
     seed_path = (config.seed, PHASE_SEED["record"])  # the same episodes for every round
@@ -109,18 +155,8 @@ def evaluate(
         if rams is not None:
             rams.close()
     values = np.array(results)
-
-    def number(x: float) -> float | None:
-        return float(x) if np.isfinite(x) else None
-
-    result: dict[str, Any] = {
-        "mean": number(values[:, 0].mean()), "std": number(values[:, 0].std()), "min": number(values[:, 0].min()),
-        "max": number(values[:, 0].max()), "mean_length": float(values[:, 1].mean()), "episodes": len(results),
-        "round": round, "greedy": greedy, "capped": capped,
-    }  # fmt: skip
-    if score is not None:
-        result |= {"score_mean": number(values[:, 2].mean()), "score_std": number(values[:, 2].std())}
-    return result
+    scores = values[:, 2] if score is not None else None
+    return Episodes(values[:, 0], values[:, 1], scores, capped, greedy)
 
 
 def whole_episode(steps: list[tuple[Any, ...]]) -> ScoredClip:

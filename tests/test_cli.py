@@ -322,6 +322,11 @@ def test_an_unknown_session(made: Path, name: str, session: str, says: str) -> N
         (["evaluate", "one", "--round", "7"], "no round 7. Rounds with an agent: -1, 0"),
         (["watch", "one", "--round", "-2"], "no round -2"),
         (["watch", "one", "--episodes", "0"], "--episodes 0"),
+        (["watch", "one", "--episodes", "17"], "--episodes 17 is too many"),
+        (["watch", "one", "--all-rounds", "--round", "0"], "leave out --round"),
+        (["watch", "one", "--seconds", "0"], "--seconds 0 is out of range"),
+        (["watch", "one", "--out", "film.avi"], "neither .mp4 nor .gif"),
+        (["evaluate", "one", "--ceiling", "nowhere.jsonl"], "nowhere.jsonl cannot be read"),
         (["evaluate", "one", "--episodes", "0"], "--episodes 0 is out of range"),
         (["evaluate", "one", "--greedy", "--sampled"], "exclude each other"),
         (["evaluate", "one", "--score", "nowhere:f"], "cannot import 'nowhere'"),
@@ -511,7 +516,12 @@ def evaluated(cwd: Path, *args: object) -> dict[str, Any]:
 
 def test_evaluate_prints_one_json_object(made: Path) -> None:
     values = evaluated(made)
-    assert set(values) == {"mean", "std", "min", "max", "mean_length", "episodes", "round", "greedy", "capped"}
+    alone = {"mean", "std", "min", "max", "mean_length", "episodes", "round", "greedy", "capped", "interval"}
+    assert set(values) == alone | {"untrained", "random", "verdicts"}
+    assert set(values["untrained"]) == set(values["random"]) == alone
+    assert values["interval"][0] <= values["mean"] <= values["interval"][1]
+    assert [s.count("untrained agent") for s in values["verdicts"]] == [1, 0]
+    assert set(evaluated(made, "--no-baselines")) == alone | {"verdicts"}
     assert (values["episodes"], values["round"], values["greedy"], values["capped"]) == (3, 0, True, 0)
     assert values["min"] <= values["mean"] <= values["max"]
     assert values["mean"] == values["mean_length"]  # CartPole's reward is 1 a step
@@ -542,6 +552,9 @@ def test_evaluate_reads_well(made: Path) -> None:
     assert re.match(
         r"round 0: true return [\d.]+ ± [\d.]+ over 3 episodes of \d+ steps, likeliest actions\n", result.out
     )
+    for row in ("round 0", "untrained agent", "random agent"):
+        assert re.search(rf"\n{row} +[\d.]+ +[\d.]+ to [\d.]+ .* 3 *\n", result.out), row
+    assert re.search(r"It is (better|worse|not clearly different).* untrained agent \(difference", result.out)
 
 
 def test_watch_writes_a_video_and_says_where(cwd: Path) -> None:
@@ -555,7 +568,7 @@ def test_watch_writes_a_video_and_says_where(cwd: Path) -> None:
         assert (stream.codec_context.name, stream.codec_context.pix_fmt) == ("h264", "yuv420p")
         assert stream.average_rate == 25  # every second of CartPole's 50 a second
     assert len(frames) > 10
-    assert frames[0].shape == (400, 600, 3)
+    assert frames[0].shape[1] > 900  # two episodes side by side
     assert frames[0].std() > 5  # something is to be seen
     assert any((frames[0] != frame).any() for frame in frames[1:])  # and it moves
     assert [p.name for p in path.parent.iterdir()] == [path.name]

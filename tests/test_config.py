@@ -276,7 +276,7 @@ ORDER = [
     {"board"},
     {"checkpoints", "monitor", "doctor", "succession", "verdicts"},
     {"collect", "evaluate", "library", "models"},
-    {"export", "live"},
+    {"baselines", "export", "films", "live"},
     {"loop"},
     {"cli"},
     {"retrain"},
