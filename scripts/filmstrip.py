@@ -1,6 +1,6 @@
 """Draws a film strip of a session: a row for each round, frames of that round's video from left to right.
 
-    python scripts/filmstrip.py cartpole-1 --rounds -1 0 2 --into strip.png
+python scripts/filmstrip.py cartpole-1 --rounds -1 0 2 --into strip.png
 """
 
 from __future__ import annotations

@@ -435,7 +435,9 @@ def test_a_slip_costs_so_much_at_most() -> None:
 def test_the_mistake_rate_worked_by_hand() -> None:
     first = [Pair(**{**pair_fields(), "id": i, "choice": "left"}) for i in range(30)]
     again = [
-        Pair(**{**pair_fields(), "id": 100 + i, "repeat_of": i, "kind": "repeat", "choice": "left" if i < 3 else "right"})
+        Pair(
+            **{**pair_fields(), "id": 100 + i, "repeat_of": i, "kind": "repeat", "choice": "left" if i < 3 else "right"}
+        )
         for i in range(30)
     ]
     assert honesty.mistake_rate([*first, *again], 0.05) == pytest.approx(0.052, abs=5e-4)
