@@ -243,7 +243,11 @@ class Reader:
     def scaled_down(self, args: list[str]) -> list[str]:
         """The same command with nobody there, and little to do."""
         if args[0] == "run":
-            tiny = dict(zip(TINY[::2], TINY[1::2], strict=True)) | {"--rounds": "1", "--pairs-per-round": "4"}
+            tiny = dict(zip(TINY[::2], TINY[1::2], strict=True)) | {
+                "--rounds": "1",
+                "--pairs-per-round": "4",
+                "--reward-steps": "20",
+            }
             more = [x for k, v in tiny.items() if k in COSTLY or k not in args for x in (k, v)]
             return [*args, *more, "--no-render"]
         if args[0] == "resume":
