@@ -1,4 +1,5 @@
-"""Whether what a session names may be run: its environment's module, its environment's settings, its score function.
+"""Whether what a session names may be run: its environment's module, its environment's settings, its score function;
+and whether it may log to your account elsewhere.
 
 One's own sessions are signed, with a key that stays in the user's configuration directory, so that they go on
 without a question, copied and moved ones too. A session that came from elsewhere, or whose settings were changed by
@@ -19,7 +20,10 @@ from rlhf_gym.home import load_secret
 from rlhf_gym.store import Session
 
 KEY = "session-key"
-NAMES = {"env_id": "environment", "env_kwargs": "settings of the environment", "score": "score function"}
+NAMES = {
+    "env_id": "environment", "env_kwargs": "settings of the environment", "score": "score function",
+    "track": "logging to your account at Weights & Biases",
+}  # fmt: skip
 MAX_CONFIRMED = 100  # signatures
 MAX_SHOWN = 200  # characters of each, in one sentence
 

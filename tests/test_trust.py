@@ -274,6 +274,11 @@ def test_no_signature_but_the_right_one_counts(
     trust.require(session, False)
 
 
+def test_a_session_that_would_log_to_ones_account_is_asked_about() -> None:
+    assert trust.brings(Config(env_id="CartPole-v1")) == {}
+    assert trust.brings(Config(env_id="CartPole-v1", track=True)) == {"env_id": "CartPole-v1", "track": True}
+
+
 def test_signatures_tell_settings_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     configs = [
