@@ -553,7 +553,7 @@ def test_evaluate_reads_well(made: Path) -> None:
         r"round 0: true return [\d.]+ ± [\d.]+ over 3 episodes of \d+ steps, likeliest actions\n", result.out
     )
     for row in ("round 0", "untrained agent", "random agent"):
-        assert re.search(rf"\n{row} +[\d.]+ +[\d.]+ to [\d.]+ .* 3 *\n", result.out), row
+        assert re.search(rf"\n *{row} +[\d.]+ +[\d.]+ to [\d.]+ .* 3 *\n", result.out), row
     assert re.search(r"It is (better|worse|not clearly different).* untrained agent \(difference", result.out)
 
 

@@ -603,7 +603,7 @@ def test_a_models_card_says_what_was_measured_and_no_more(cart: Path, tmp_path: 
     assert "> Stay up" in card
     values = {m["name"]: m["value"] for m in session.metrics() if m["round"] == 1}
     assert f"| true return | {values['eval/mean']:.4g} ± {values['eval/std']:.4g} over 2 episodes |" in card
-    assert f"{values['reward/held_out_accuracy']:.0%}, on pairs" in card
+    assert f"{values['reward/held_out_accuracy']:.0%}, of the reward model on pairs" in card
     assert f"{values['labels/consistency']:.0%} of {values['labels/repeats']:.0f} hidden repeats" in card
     labels = [p for p in session.pairs() if p.choice in ("left", "right", "equal")]
     assert f"| labels | {len(labels)}: " in card

@@ -435,7 +435,7 @@ def test_a_cleanrl_program_sees_the_gymnasium_it_was_written_for(speed, cleanrl)
 
 def test_the_peer_is_given_the_same_reward_model():
     peers = load(BENCH / "sides" / "peers.py")
-    config = resolve({"env_id": "ALE/Pong-v5", "mask_score": False}, "atari")
+    config = resolve({"env_id": "ALE/Pong-v5", "mask_score": False, "reward_sees_action": True}, "atari")
     ours = RewardModel(EnvInfo("atari", (4, 84, 84), True, 6, (), None, None, 15.0, None), config)
     theirs = peers.RewardEnsemble(6)
     theirs.load_state_dict({k: v for k, v in ours.state_dict().items() if k in theirs.state_dict()})

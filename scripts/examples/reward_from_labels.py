@@ -5,7 +5,7 @@
 Bradley and Terry's model: P(left is better) is the sigmoid of the difference of the clips' summed rewards.
 """
 
-import sys
+import argparse
 
 import torch
 import torch.nn.functional as F
@@ -14,8 +14,10 @@ import rlhf_gym
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("session", help="directory of a session, e.g. data/cartpole-1")
     torch.manual_seed(0)
-    labels = rlhf_gym.LabelDataset(sys.argv[1])
+    labels = rlhf_gym.LabelDataset(parser.parse_args().session)
     kept, held_out = torch.utils.data.random_split(labels, (0.8, 0.2))
     size = labels[0]["left"]["observations"].shape[1]
     reward = torch.nn.Sequential(torch.nn.Linear(size, 64), torch.nn.Tanh(), torch.nn.Linear(64, 1))

@@ -96,6 +96,7 @@ def atari(seed: int, iterations: int, num_steps: int, device: str) -> dict[str, 
     from rlhf_gym.train import train_agent
 
     cleanrl: dict[str, Any] = dict(num_envs=8, num_steps=num_steps, num_minibatches=4, update_epochs=4, ensemble_size=3)
+    cleanrl |= dict(reward_sees_action=True)  # as the peer's
     given: dict[str, Any] = {"env_id": "ALE/Pong-v5", "seed": seed, "device": device, **cleanrl}
     info = envs.describe(Config(**given))
     config = resolve(given, info.kind)
