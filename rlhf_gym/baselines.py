@@ -147,7 +147,7 @@ def read_ceilings(path: Path) -> list[dict[str, Any]]:
             row = json.loads(line)
             if row["kind"] == "true":
                 found.append(normal(row))
-        except (ValueError, KeyError, TypeError, IndexError, AttributeError):
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError):
             raise UserError(
                 f"Line {n} of {path} is no training: scripts/bench/ceiling.py and learning.py write them. Delete it."
             ) from None
@@ -162,6 +162,8 @@ def normal(row: dict[str, Any]) -> dict[str, Any]:
             raise ValueError(returns)
         return {"env_id": str(row["env_id"]), "env_kwargs": row.get("env_kwargs") or {}, "steps": int(row["steps"]),
                 "seed": int(row["seed"]), "mean": float(np.mean(returns)), "returns": returns}  # fmt: skip
+    if finite(row["rounds"][-1]["return"]) is None:
+        raise ValueError(row["rounds"][-1])
     given = json.loads(row["key"])[3]
     steps = given.get("rounds", 0) * given.get("agent_steps_per_round", 0)
     return {"env_id": given["env_id"], "env_kwargs": given.get("env_kwargs") or {}, "steps": steps or None,

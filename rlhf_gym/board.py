@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, UnidentifiedImageError
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from rlhf_gym.config import Config
@@ -37,6 +37,7 @@ MAX_ROWS = 200_000  # steps of the labeled clips judged after each round, the ne
 MAX_IMAGES = 2_000  # the same, where they are images
 SHOWN = 3  # clips of each kind
 WIDTH = 240  # pixels of one of them
+TALLEST = 8  # times as tall as wide
 CAPTION = 18  # pixels above it
 MOST_FPS = 15.0  # of a GIF: half the frames of a sheet
 LAST_SECONDS = 0.6  # for which it stands still before it begins again
@@ -223,8 +224,10 @@ def frames_of(session: Session, clip: Clip, every: int) -> list[Image.Image]:
     if path is None or width * height * columns * frames <= 0:
         return []
     try:
-        with Image.open(path) as sheet:
-            if sheet.width * sheet.height > MAX_SHEET_PIXELS or sheet.width < width or sheet.height < height:
+        with Image.open(path, formats=["PNG"]) as sheet:
+            size = (width * columns, height * -(-frames // columns))
+            # rounding up to whole rows may exceed the limit a little
+            if sheet.size != size or size[0] * size[1] > 2 * MAX_SHEET_PIXELS or height > TALLEST * width:
                 return []
             sheet.load()
             wanted = sorted({*range(0, frames, every), frames - 1})
@@ -232,15 +235,16 @@ def frames_of(session: Session, clip: Clip, every: int) -> list[Image.Image]:
             shown = (WIDTH, max(1, round(WIDTH * height / width)))
             parts = (sheet.crop((x, y, x + width, y + height)).convert("RGB") for x, y in corners)
             return [part.resize(shown, Image.Resampling.BOX) for part in parts]
-    except (OSError, SyntaxError, ValueError, UnidentifiedImageError):
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return []
 
 
 def animation(session: Session, liked: Sequence[Liked]) -> bytes | None:
     """Clips side by side, each with its value above, as an animated GIF; None where there is nothing to show."""
-    fps = max((one.clip.fps for one in liked), default=1.0)
+    usable = [one for one in liked if 0 < one.clip.fps <= 1000]
+    fps = max((one.clip.fps for one in usable), default=1.0)
     every = max(1, round(fps / MOST_FPS))
-    films = [(one, frames) for one in liked if (frames := frames_of(session, one.clip, every))]
+    films = [(one, frames) for one in usable if (frames := frames_of(session, one.clip, every))]
     if not films:
         return None
     height = max(frames[0].height for _, frames in films)

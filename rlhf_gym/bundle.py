@@ -273,7 +273,7 @@ def cut(sheet: Path, clip: Clip) -> Iterator[np.ndarray]:
             if image.size != size or size[0] * size[1] > 2 * MAX_SHEET_PIXELS:
                 return
             picture = np.asarray(image.convert("RGB"))
-    except (OSError, ValueError, SyntaxError):  # Pillow says in these ways that it is damaged
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # Pillow says so that it is damaged
         return
     for i in range(frames):
         top, left = i // columns * height, i % columns * width

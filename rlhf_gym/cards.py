@@ -116,8 +116,9 @@ def learned_from(session: Session, of: Exported) -> list[Pair]:
     """The labels behind a checkpoint: those it had seen, less those forgotten by then. Skips teach nothing."""
     if not of.rewards:
         return []
-    events = [e for e in session.events("forget") if e["round"] <= of.round]
-    forgotten = max((int(e["payload"]["until_label"]) for e in events), default=0)
+    events = [int(e["payload"]["until_label"]) for e in session.events("forget") if e["round"] <= of.round]
+    # what was forgotten once the round was trained tells of all that it had seen
+    forgotten = max((until for until in events if until < of.last_label_id), default=0)
     pairs = session.pairs(labels_until=of.last_label_id)
     return [p for p in pairs if p.choice in ("left", "right", "equal") and (p.label_id or 0) > forgotten]
 

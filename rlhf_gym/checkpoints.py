@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -59,8 +60,11 @@ def new_reward_model(info: EnvInfo, config: Config, device: torch.device, round:
 
 
 def read_info(values: dict[str, Any]) -> EnvInfo:
-    """An EnvInfo from JSON, which knows no tuples."""
+    """An EnvInfo from JSON, which knows no tuples, and no infinity: there null stands for an open side."""
     fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    for name, open_side in (("action_low", -math.inf), ("action_high", math.inf)):
+        if fields.get(name) is not None:
+            fields[name] = tuple(open_side if x is None else x for x in fields[name])
     return EnvInfo(**fields)
 
 

@@ -544,7 +544,7 @@ def print_evaluation(result: dict[str, Any]) -> None:
     )
     length = f"{result['episodes']} episodes of {result['mean_length']:.0f} steps"
     print(f"round {result['round']}: {true} over {length}, {how}")
-    if "score_mean" in result:
+    if result.get("score_mean") is not None and result["score_std"] is not None:  # infinite ones have no number
         print(f"score {result['score_mean']:.4g} ± {result['score_std']:.4g}")
     print(flush=True)
     Console(width=None if sys.stdout.isatty() else 160).print(baselines.table(result))

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rlhf_gym import bundle, faults
+from rlhf_gym import bundle
 from rlhf_gym.config import UserError
 from rlhf_gym.files import directory_aside
 from rlhf_gym.store import Session
@@ -49,6 +49,7 @@ def export(session: Session, out: Path, format: str, report: Report, round: int 
     if round is not None and format not in MODELS:
         raise UserError(f"--round {round} is for formats that hold models ({', '.join(MODELS)}): leave it out.")
     require(format)
+    out = out.resolve()
     refuse_place(session, out)
     try:
         with directory_aside(out) as aside:
@@ -56,8 +57,6 @@ def export(session: Session, out: Path, format: str, report: Report, round: int 
                 return write_models(session, aside, format, round)
             return WRITERS[format](session, aside, report)
     except OSError as error:
-        if faults.of_errno(error.errno or 0, out) is None:
-            raise
         raise cannot_write(out, error) from None
 
 
@@ -67,17 +66,26 @@ def cannot_write(out: Path, error: OSError) -> UserError:
 
 def require(format: str) -> None:
     """Raises UserError with the command that installs what the format needs and this Python has not."""
-    missing = [package for module, package in NEEDS[format].items() if importlib.util.find_spec(module) is None]
+    missing = [package for module, package in NEEDS[format].items() if not installed(module)]
     if missing:
         names = " ".join(missing)
         raise UserError(f"--format {format} needs {names}: {sys.executable} -m pip install {names}")
 
 
+def installed(module: str) -> bool:
+    """Not a folder of that name, which Python takes for a package without files."""
+    spec = importlib.util.find_spec(module)
+    return spec is not None and spec.origin is not None
+
+
 def refuse_place(session: Session, out: Path) -> None:
     """Raises UserError where something stands already, or where it would be taken for a session, or part of one."""
-    data_dir = session.path.parent.resolve()
-    if data_dir in (resolved := out.resolve()).parents or data_dir == resolved:
-        raise UserError(f"{out} lies in {session.path.parent}, among the sessions: export to a place outside of it.")
+    resolved = out.resolve()
+    for place in (session.path.parent.resolve(), session.path.resolve()):  # a session may be a link
+        if place == resolved or place in resolved.parents:
+            raise UserError(f"{out} lies in {place}, among the sessions: export to a place outside of it.")
+    if out.is_mount() or out == Path.cwd():
+        raise UserError(f"{out} cannot be put in place as a whole: name a directory in it that does not exist yet.")
     if out.is_dir():
         if any(out.iterdir()):
             raise UserError(

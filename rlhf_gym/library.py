@@ -1,231 +1,287 @@
-"""What a person taught, from Python: the policy and the reward of a session, and its labels (docs/api.md).
-
-    import rlhf_gym
+"""What a person taught, from Python: the agent, the reward model, environments that pay by it, and the labels.
 
     taught = rlhf_gym.load("data/cartpole-1")
     action = taught.policy.act(obs)
     reward = taught.reward_model.reward(obs, action)
+    env = rlhf_gym.RewardWrapper(gymnasium.make("CartPole-v1"), taught)
+    labels = rlhf_gym.LabelDataset("data/cartpole-1")
 
-A CPU and the session's directory are enough. What is loaded is numbers alone: nothing that a session brings is run,
-unless its environment is made (`Taught.make_env`).
+The session's directory and a CPU are enough. Nothing in the session is changed, save that one of an older format is
+brought up to date first; nothing that it names is run, save by `Taught.make_env`. docs/api.md has it at length.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, SupportsFloat
+from typing import Any
 
 import gymnasium
 import numpy as np
+import sqlalchemy as sa
 import torch
 from gymnasium import spaces
-from gymnasium.vector import AutoresetMode
-from gymnasium.vector.utils import iterate
+from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
+from torch.utils.data import Dataset
 
-from rlhf_gym import trust as trusting
-from rlhf_gym.catalog import open_session
+from rlhf_gym import catalog, faults, trust
 from rlhf_gym.checkpoints import Snapshot
 from rlhf_gym.config import Config, UserError
-from rlhf_gym.envs import Twin
-from rlhf_gym.labels import target
-from rlhf_gym.segments import load_clip
-from rlhf_gym.spec import EnvInfo
+from rlhf_gym.envs import EnvInfo, Twin
+from rlhf_gym.segments import Segment, load_segment
 from rlhf_gym.store import Pair, Session
 from rlhf_gym.train import Agent, RewardModel
 
-# ---------------------------------------------------------------------------------------------- a session's networks
+CHOSEN = {"left": 1.0, "equal": 0.5, "right": 0.0}
 
 
-def load(session_dir: str | os.PathLike[str], round: int | None = None, *, trust: bool = False) -> Taught:
-    """The policy and the reward model of a session, on the CPU.
+@contextlib.contextmanager
+def opened(session_dir: str | os.PathLike[str]) -> Iterator[Session]:
+    """A session by its directory, closed again; what is wrong with it is a UserError."""
+    path = Path(os.path.abspath(Path(session_dir).expanduser()))
+    try:
+        session = catalog.open_session(path.parent, path.name)
+        try:
+            yield session
+        finally:
+            session.close()
+    except sa.exc.DatabaseError as error:
+        raise UserError(faults.sentence(error, path) or f"The database of {path} cannot be read ({error}).") from None
+
+
+def load(session_dir: str | os.PathLike[str], round: int | None = None, device: torch.device | str = "cpu") -> Taught:
+    """The agent and the reward model of a session, wherever they were trained.
 
     Args:
-        session_dir: its directory, e.g. "data/cartpole-1".
-        round: of the agent; None: the newest; -1: the untrained one, which has no reward model.
-        trust: let a session that somebody else made bring an environment of its own (`Taught.make_env`).
+        session_dir: e.g. "data/cartpole-1".
+        round: None means the newest, as in `rlhf-gym watch`; -1 the untrained agent.
+        device: where the networks shall be.
 
     Raises:
-        UserError: there is no such session or round, or its checkpoint cannot be read.
+        UserError: there is no such session or round, or it cannot be read.
     """
-    session = open_dir(session_dir)
-    try:
-        snapshot = Snapshot.load(session.checkpoint(session.resolve_round(round)), of=session.config)
-    finally:
-        session.close()
-    return Taught(session, snapshot, trust)
+    with opened(session_dir) as session:
+        config = session.config
+        snapshot = Snapshot.load(session.checkpoint(session.resolve_round(round)), device, of=config)
+        return Taught(session.name, snapshot.round, snapshot.config, snapshot.info, snapshot.agent, snapshot.reward,
+                      foreign=would_run(session, config))  # fmt: skip
 
 
-def open_dir(session_dir: str | os.PathLike[str]) -> Session:
-    path = Path(session_dir).absolute()
-    return open_session(path.parent, path.name)
+def would_run(session: Session, config: Config) -> str:
+    """What making the environment of somebody else's session would run; "" if it is one's own, or brings nothing."""
+    given = trust.brings(replace(config, score="", track=False))  # only its loop does these
+    with contextlib.suppress(UserError):  # without a key none is one's own
+        if not given or trust.is_signed(session, config):
+            return ""
+    return ", ".join(f"{trust.NAMES[k]} {trust.quote(v)[: trust.MAX_SHOWN]}" for k, v in given.items())
 
 
+# ---------------------------------------------------------------------------------------------- agent and reward model
+
+
+@dataclass(frozen=True)
 class Taught:
-    """What a session taught until one of its rounds.
+    """What a round of a session came to. It can be pickled, and needs the session no more."""
 
-    Attributes:
-        policy: acts.
-        config, info: the session's settings, and what its environment is.
-        round: of the agent and the reward model; -1: untrained.
-    """
+    name: str
+    """Of the session."""
+    round: int
+    config: Config
+    """Every setting, as the round was trained with."""
+    info: EnvInfo
+    """What the environment is, and what the agent sees of it."""
+    agent: Agent
+    """The network itself, a torch module."""
+    network: RewardModel | None
+    """The reward model's networks, a torch module; None before the first labels."""
+    foreign: str = ""
+    """What `make_env` would run of somebody else's; "" if nothing."""
 
-    def __init__(self, session: Session, snapshot: Snapshot, trust: bool = False) -> None:
-        self.config: Config = snapshot.config
-        self.info: EnvInfo = snapshot.info
-        self.round = snapshot.round
-        self.policy = Policy(snapshot.agent.eval(), snapshot.info, snapshot.config.seed)
-        self._session, self._snapshot, self._trust = session, snapshot, trust
+    @functools.cached_property
+    def policy(self) -> Policy:
+        return Policy(self.agent, self.info)
 
     @property
-    def reward_model(self) -> TaughtReward:
-        """Raises UserError where no label had been learned from yet."""
-        if self._snapshot.reward is None:
+    def reward_model(self) -> LearnedReward:
+        """Raises UserError where nothing was learned yet."""
+        if self.network is None:
             raise UserError(
-                f"Round {self.round} of session {self._session.name!r} has no reward model: it had learned from no "
-                "label yet. Give the number of a later round, or label and train one."
+                f"Session {self.name!r} has no reward model in round {self.round}, that of the untrained agent: label "
+                "a batch, or choose another round."
             )
-        return TaughtReward(self._snapshot.reward, self._snapshot.agent, self.config, self.info)
+        return LearnedReward(self.network, self.agent, self.info, self.config)
 
-    def make_env(self, render: bool = False) -> AgentView:
-        """The session's environment as its agent sees it: flat vectors, or stacks of gray images.
+    @property
+    def observation_space(self) -> spaces.Box:
+        """What the agent sees: a vector, or stacked gray images (stack, H, W)."""
+        if self.info.image:
+            return spaces.Box(0, 255, self.info.obs_shape, np.uint8)
+        return spaces.Box(-np.inf, np.inf, self.info.obs_shape, np.float32)
+
+    @property
+    def action_space(self) -> spaces.Discrete | spaces.Box:
+        """What `policy.act` returns: counted from 0, or a vector within the environment's bounds."""
+        if self.info.num_actions is not None:
+            return spaces.Discrete(self.info.num_actions)
+        low, high = (bound.astype(np.float32) for bound in self.info.action_bounds())
+        return spaces.Box(low, high, dtype=np.float32)
+
+    def make_env(self, *, render: bool = False, trust: bool = False) -> gymnasium.Env[np.ndarray, Any]:
+        """The session's environment as its agent sees it: flat vectors, or stacked gray images; Atari as preprocessed.
+
+        Its reward is the environment's own.
 
         Args:
-            render: whether its `render` will be called, which gives what a person sees.
+            render: whether `render()` will be called; it returns (H, W, 3) uint8.
+            trust: run the code that somebody else's session names.
 
         Raises:
-            UserError: it cannot be made; or it is code of a stranger, and `load` was not given trust=True.
+            UserError: it is somebody else's and not trusted, or cannot be made here.
         """
-        trusting.require(self._session, self._trust)
-        return AgentView(self.config, render)
+        if self.foreign and not trust:
+            raise UserError(
+                f"Session {self.name!r} was not made by you on this machine and would run code of its own "
+                f"({self.foreign}): look at that, and confirm it with make_env(trust=True)."
+            )
+        return AgentView(self, render)
 
 
 class Policy:
-    """Acts as the agent does."""
+    """The agent."""
 
-    def __init__(self, agent: Agent, info: EnvInfo, seed: int) -> None:
-        self.agent, self.info = agent, info
-        self.generator = torch.Generator().manual_seed(seed)
+    def __init__(self, agent: Agent, info: EnvInfo) -> None:
+        self._agent, self._info = agent, info
+        self._generator: torch.Generator | None = None
 
-    def act(self, obs: Any, deterministic: bool = True) -> Any:
-        """The action for an observation, or those for a batch of them.
+    def seed(self, seed: int) -> None:
+        """Of the actions drawn with deterministic=False."""
+        self._generator = torch.Generator(self._agent_device()).manual_seed(seed)
+
+    def act(self, obs: np.ndarray, deterministic: bool = True) -> Any:
+        """What the agent does, as the environment takes it.
 
         Args:
-            obs: obs_shape or (B, *obs_shape), as `Taught.make_env` gives them.
+            obs: one observation, obs_shape, or B of them, (B, *obs_shape).
             deterministic: the likeliest action; else one is drawn.
 
         Returns:
-            whole numbers from 0, () or (B,) int64; or A floats within the environment's bounds, (*action_shape,) or
-            (B, *action_shape) float32.
-
-        Raises:
-            UserError: the observation has another shape.
+            one action: a number counted from 0, or (A,) float32 within the bounds; of a batch (B,) or (B, A).
         """
-        batch, alone = batched(obs, self.info)
-        actions = self.agent.act(batch, None if deterministic else self.generator)
-        return actions[0] if alone else actions
+        batch, single = batched(obs, self._info)
+        if not deterministic and self._generator is None:
+            self.seed(secrets.randbits(63))  # torch.seed() would begin the caller's own random numbers anew
+        actions = self._agent.act(batch, None if deterministic else self._generator)
+        return actions[0] if single else actions
+
+    def _agent_device(self) -> torch.device:
+        return next(self._agent.parameters()).device
 
 
-class TaughtReward:
-    """Rewards as the agent was trained on them: the ensemble's mean, scaled (docs/architecture.md, "Reward model")."""
+class LearnedReward:
+    """The reward model: what the person seems to want, about mean zero, and a spread of 10 (1 - gamma) over clips."""
 
-    def __init__(self, model: RewardModel, agent: Agent, config: Config, info: EnvInfo) -> None:
-        self.model, self.agent, self.config, self.info = model, agent, config, info
+    def __init__(self, network: RewardModel, agent: Agent, info: EnvInfo, config: Config) -> None:
+        self._network, self._agent, self._info, self._config = network, agent, info, config
 
-    def reward(self, obs: Any, action: Any) -> Any:
-        """The predicted reward of an action in an observation: a float, or (B,) float32 for batches of both.
+    def reward(self, obs: np.ndarray, action: Any) -> Any:
+        """The predicted reward of an action taken on seeing obs: a float, or (B,) float32 of a batch.
 
         Args:
-            obs: obs_shape or (B, *obs_shape), as `Taught.make_env` gives them.
-            action: whole numbers from 0, or floats in the environment's own units, one for each observation.
-
-        Raises:
-            UserError: they have other shapes.
+            obs: obs_shape, or (B, *obs_shape).
+            action: as the environment takes it, counted from 0 or within its bounds (what lies beyond is clipped).
         """
-        batch, alone = batched(obs, self.info)
-        actions = self._actions(action, len(batch), alone)
-        rewards = self.model.reward(torch.as_tensor(batch), self.agent.from_env(actions)).numpy()
-        return float(rewards[0]) if alone else rewards
+        batch, single = batched(obs, self._info)
+        actions = np.asarray(action)
+        wanted = self._info.action_shape
+        if actions.shape != (wanted if single else (len(batch), *wanted)):
+            given = shape_wanted(wanted, None if single else len(batch))
+            raise UserError(f"The actions have the shape {actions.shape}: {given}")
+        rewards = self._ask(batch, actions[None] if single else actions, ended=False)
+        return float(rewards[0]) if single else rewards
 
-    def after_end(self, obs: Any) -> Any:
-        """What the time after an episode's end is worth, r_abs / (1 - gamma): a float, or (B,) float32.
+    def end_reward(self, final_obs: np.ndarray) -> Any:
+        """r_abs: what each of the steps after an episode gives that terminated in final_obs. Shapes as of `reward`."""
+        batch, single = batched(final_obs, self._info)
+        rewards = self._ask(batch, np.zeros((len(batch), *self._info.action_shape), np.float32), ended=True)
+        return float(rewards[0]) if single else rewards
 
-        Zero with episode_ends "hide", where an end is no different from any other step.
+    def end_worth(self, final_obs: np.ndarray, gamma: float | None = None) -> Any:
+        """What all steps after a termination are worth together, r_abs / (1 - gamma), as in training here.
+
+        0 with episode_ends "hide", where an end means nothing.
 
         Args:
-            obs: what was seen last, obs_shape or (B, *obs_shape).
+            gamma: None means the session's.
         """
-        batch, alone = batched(obs, self.info)
-        worth: np.ndarray = np.zeros(len(batch), np.float32)
-        if self.config.episode_ends == "absorb":
-            shape = (len(batch),) if self.info.num_actions else (len(batch), *self.info.action_shape)
-            actions = torch.zeros(shape, dtype=torch.int64 if self.info.num_actions else torch.float32)
-            over = torch.ones(len(batch), dtype=torch.bool)
-            worth = self.model.reward(torch.as_tensor(batch), actions, over).numpy() / (1 - self.config.gamma)
-        return float(worth[0]) if alone else worth
+        gamma = checked_gamma(self._config.gamma if gamma is None else gamma)
+        hidden = self._config.episode_ends == "hide"
+        return self.end_reward(final_obs) * (0.0 if hidden else 1 / (1 - gamma))
 
-    def _actions(self, action: Any, count: int, alone: bool) -> torch.Tensor:
-        given = np.asarray(action)
-        actions = given[None] if alone else given
-        if self.info.num_actions:
-            number = self.info.num_actions
-            whole = np.issubdtype(actions.dtype, np.integer) and actions.shape == (count,)
-            if not whole or (actions < 0).any() or (actions >= number).any():
-                raise UserError(
-                    f"Actions {shown(given)} do not fit {count} observations: give each a whole number from 0 to "
-                    f"{number - 1}."
-                )
-            return torch.as_tensor(actions.astype(np.int64))
-        size = int(np.prod(self.info.action_shape))
-        if actions.shape[:1] != (count,) or actions[0].size != size or not np.issubdtype(actions.dtype, np.number):
-            raise UserError(f"Actions {shown(given)} do not fit {count} observations: give each {size} numbers.")
-        return torch.as_tensor(actions.reshape(count, -1).astype(np.float32))
+    def _ask(self, obs: np.ndarray, actions: np.ndarray, ended: bool) -> np.ndarray:
+        """obs (B, *obs_shape), actions (B,) or (B, A) -> (B,) float32."""
+        device = self._network.scale.device
+        if self._info.num_actions is not None:
+            wrong = (actions < 0) | (actions >= self._info.num_actions) | (actions != np.floor(actions))
+            if wrong.any():
+                last = self._info.num_actions - 1
+                raise UserError(f"There is no action {actions[wrong][0]}: they are whole numbers from 0 to {last}.")
+            x = torch.as_tensor(actions.astype(np.int64), device=device)
+        else:
+            x = self._agent.from_env(torch.as_tensor(actions.astype(np.float32), device=device))
+        over = torch.full((len(obs),), ended, device=device)
+        return self._network.reward(torch.as_tensor(obs, device=device), x, over).cpu().numpy()
 
 
-def batched(obs: Any, info: EnvInfo) -> tuple[np.ndarray, bool]:
-    """Observations as a batch (B, *obs_shape) of the kind that the networks take, and whether it was one alone."""
+def batched(obs: np.ndarray, info: EnvInfo) -> tuple[np.ndarray, bool]:
+    """Observations as the networks take them, (B, *obs_shape), and whether there was one alone.
+
+    Raises:
+        UserError: another shape, or images that are not bytes.
+    """
     array = np.asarray(obs)
-    alone = array.shape == info.obs_shape
-    if not alone and array.shape[1:] != info.obs_shape:
-        raise UserError(
-            f"Observations of shape {array.shape} do not fit: give {info.obs_shape} or (B, "
-            f"{', '.join(map(str, info.obs_shape))}), as the environment of Taught.make_env() does."
-        )
+    single = array.shape == info.obs_shape
+    if not single and array.shape[1:] != info.obs_shape:
+        raise UserError(f"The observations have the shape {array.shape}: {shape_wanted(info.obs_shape)}")
     if info.image and array.dtype != np.uint8:
-        raise UserError(f"Images of {array.dtype} do not fit: give uint8, from 0 to 255.")
-    return np.asarray(array[None] if alone else array, np.uint8 if info.image else np.float32), alone
+        raise UserError(f"The observations are {array.dtype}: the agent sees images of uint8, from 0 to 255.")
+    array = np.ascontiguousarray(array, np.uint8 if info.image else np.float32)
+    return (array[None] if single else array), single
 
 
-def shown(array: np.ndarray) -> str:
-    return f"{array.dtype} of shape {array.shape}" if array.size > 8 else np.array2string(array, separator=", ")
+def shape_wanted(shape: tuple[int, ...], batch: int | None = None) -> str:
+    together = ", ".join(["B" if batch is None else str(batch), *map(str, shape)])
+    return f"give {shape or 'a number'} for one, or ({together}) for a batch."
 
 
-# ---------------------------------------------------------------------------------------------- environments
+def checked_gamma(gamma: float) -> float:
+    if not 0 <= gamma < 1:
+        raise UserError(f"gamma {gamma} is out of range: give a value from 0 to below 1.")
+    return gamma
 
 
 class AgentView(gymnasium.Env[np.ndarray, Any]):
-    """One environment as the agent of a session sees it, its reward untouched."""
+    """See Taught.make_env. An episode is the seed of its reset and its actions."""
 
-    def __init__(self, config: Config, render: bool = False) -> None:
-        self._twin = Twin(config, render)
+    metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012, gymnasium has it so
+
+    def __init__(self, taught: Taught, render: bool) -> None:
+        self._twin = Twin(taught.config, render)
         self.render_mode = "rgb_array" if render else None
-        info = self._twin.info
-        self.metadata = {"render_modes": ["rgb_array"], "render_fps": info.fps}
-        low, high, dtype = (0, 255, np.uint8) if info.image else (-np.inf, np.inf, np.float32)
-        self.observation_space = spaces.Box(low, high, info.obs_shape, dtype)
-        self.action_space: spaces.Space[Any]
-        if info.num_actions:
-            self.action_space = spaces.Discrete(info.num_actions)
-        else:
-            lowest, highest = (bound.astype(np.float32) for bound in info.action_bounds())
-            self.action_space = spaces.Box(lowest, highest, dtype=np.float32)
+        self.metadata = {**self.metadata, "render_fps": taught.info.fps}
+        self.observation_space, self.action_space = taught.observation_space, taught.action_space
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
         super().reset(seed=seed)
-        number = int(self.np_random.integers(2**31)) if seed is None else seed
-        return self._twin.reset(number), {}
+        return self._twin.reset(int(self.np_random.integers(2**31)) if seed is None else seed), {}
 
-    def step(self, action: Any) -> tuple[np.ndarray, SupportsFloat, bool, bool, dict[str, Any]]:
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         return self._twin.step(action)
 
     def render(self) -> Any:
@@ -235,155 +291,237 @@ class AgentView(gymnasium.Env[np.ndarray, Any]):
         self._twin.close()
 
 
-def flat(space: spaces.Space[Any], obs: Any, info: EnvInfo) -> np.ndarray:
-    """An observation of an environment as the agent sees it."""
-    return np.asarray(obs) if info.image else np.asarray(spaces.flatten(space, obs), np.float32)
+# ---------------------------------------------------------------------------------------------- environments
 
 
-def check_spaces(observations: spaces.Space[Any], actions: spaces.Space[Any], info: EnvInfo) -> None:
-    """Raises UserError where what was taught says nothing of an environment with these spaces."""
+class View:
+    """How the observations and actions of an environment become those of a taught agent.
+
+    Raises:
+        UserError: they are not what the session was taught on.
+    """
+
+    def __init__(self, observations: spaces.Space[Any], actions: spaces.Space[Any], taught: Taught) -> None:
+        info = taught.info
+        self._space, self._shape = observations, info.action_shape
+        self._start = int(actions.start) if isinstance(actions, spaces.Discrete) else 0
+        self._flat = not info.image and not (isinstance(observations, spaces.Box) and len(observations.shape) == 1)
+        if not same_observations(observations, info):
+            raise UserError(
+                f"The environment shows {observations}, and the reward model of session {taught.name!r} was taught on "
+                f"{taught.observation_space}: {remedy(taught)}"
+            )
+        if not same_actions(actions, info):
+            raise UserError(
+                f"The environment takes {actions}, and the reward model of session {taught.name!r} was taught on "
+                f"{taught.action_space}: put what changes actions around the reward wrapper, not into it."
+            )
+
+    def obs(self, obs: Any) -> np.ndarray:
+        """One observation, as a copy."""
+        return np.array(spaces.flatten(self._space, obs) if self._flat else obs)
+
+    def many(self, obs: np.ndarray) -> np.ndarray:
+        """(N, …) observations -> (N, *obs_shape), as a copy."""
+        return np.array(obs).reshape(len(obs), -1) if self._flat else np.array(obs)
+
+    def actions(self, actions: Any, batch: tuple[int, ...] = ()) -> np.ndarray:
+        """One action, or N of them with batch=(N,), as `LearnedReward.reward` takes them."""
+        return (np.asarray(actions) - self._start).reshape((*batch, *self._shape))
+
+
+def same_observations(space: spaces.Space[Any], info: EnvInfo) -> bool:
+    """Whether these are what the agent sees, or become it by being flattened as envs.py does."""
     if info.image:
-        fits = isinstance(observations, spaces.Box) and observations.dtype == np.uint8
-        fits = fits and observations.shape == info.obs_shape
-    else:
-        fits = observations.is_np_flattenable and spaces.flatdim(observations) == info.obs_shape[0]
-    if not fits:
-        raise UserError(
-            f"The reward was taught on observations of shape {info.obs_shape}, and the environment gives "
-            f"{observations}: take the environment of Taught.make_env()."
+        return space.shape == info.obs_shape and space.dtype == np.uint8
+    known = not isinstance(space, spaces.Dict | spaces.Text) and space.is_np_flattenable
+    return known and (spaces.flatdim(space),) == info.obs_shape
+
+
+def same_actions(space: spaces.Space[Any], info: EnvInfo) -> bool:
+    if info.num_actions is not None:
+        return isinstance(space, spaces.Discrete) and int(space.n) == info.num_actions
+    if not isinstance(space, spaces.Box) or int(np.prod(space.shape)) != info.action_shape[0]:
+        return False
+    bounds = ((space.low, info.action_low), (space.high, info.action_high))
+    return all(np.allclose(theirs.ravel(), np.asarray(ours), rtol=1e-5) for theirs, ours in bounds)
+
+
+def remedy(taught: Taught) -> str:
+    """What to wrap instead."""
+    config = taught.config
+    if taught.info.kind == "atari":
+        size, stack = config.image_size, config.frame_stack
+        return (
+            f'use taught.make_env(), or gymnasium.make_vec("{config.env_id}", N, vectorization_mode='
+            f'"vector_entry_point", img_height={size}, img_width={size}, stack_num={stack}, '
+            f"frameskip={config.frameskip})."
         )
-    if info.num_actions:
-        fits = isinstance(actions, spaces.Discrete) and int(actions.n) == info.num_actions
-    else:
-        fits = isinstance(actions, spaces.Box) and actions.shape == info.action_shape
-    if not fits:
-        wanted = f"{info.num_actions} discrete actions" if info.num_actions else f"actions of shape {info.action_shape}"
-        raise UserError(f"The reward was taught on {wanted}, and the environment takes {actions}.")
-
-
-def from_zero(space: spaces.Space[Any], actions: np.ndarray) -> np.ndarray:
-    """Discrete actions counted from 0, continuous ones clipped to their bounds, as the environment takes them."""
-    if isinstance(space, spaces.Discrete):
-        return actions - int(space.start)
-    return np.clip(actions, space.low, space.high) if isinstance(space, spaces.Box) else actions
+    return "wrap the environment it was taught on, which taught.make_env() makes as the agent saw it."
 
 
 class RewardWrapper(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """Gives the learned reward instead of the environment's own, which goes into info["true_reward"].
+    """An environment that pays the learned reward; what it pays itself is in info["true_reward"].
 
-    Here an end is worth r_abs / (1 - gamma) for ever after (docs/architecture.md, "Episode ends"). Other learners take
-    what comes after a termination for nothing, so the reward of the step that terminates holds it, discounted once:
-    r(o, a) + gamma r_abs(o') / (1 - gamma).
+    Episode ends. Here, a life goes on for ever after a termination, each step giving r_abs, so that an end is worth
+    r_abs / (1 - gamma) (docs/architecture.md, "Episode ends"). Other libraries take what follows a termination to be
+    worth nothing, and with rewards about zero their agents would neither seek nor shun an end as they were taught to.
+    So the last step pays for the rest: r + gamma * r_abs / (1 - gamma). Give the learner's own gamma if it is another
+    than the session's. A truncation adds nothing: the learner goes on from the value of what was seen last, as it
+    should. With episode_ends "hide" nothing is added either.
 
     Args:
-        taught: of `load`.
-        gamma: the discount of whoever learns from it; None: the session's own.
+        env: shows what the session was taught on; nothing in it may change observations or actions.
+        taught: from `rlhf_gym.load`.
+        gamma: the learner's discount; None means the session's.
+        ends: False leaves what an end is worth to you (`taught.reward_model.end_worth`).
 
     Raises:
-        UserError: the environment has other observations or actions than the one it was taught on.
+        UserError: observations or actions are not those the reward model was taught on.
     """
 
-    def __init__(self, env: gymnasium.Env[Any, Any], taught: Taught, gamma: float | None = None) -> None:
+    def __init__(
+        self, env: gymnasium.Env[Any, Any], taught: Taught, gamma: float | None = None, ends: bool = True
+    ) -> None:
         super().__init__(env)
-        check_spaces(env.observation_space, env.action_space, taught.info)
-        self._learned, self._info = taught.reward_model, taught.info
-        self._gamma = taught.config.gamma if gamma is None else gamma
-        self._obs = np.zeros(taught.info.obs_shape, np.float32)
+        self._view, self._model = View(env.observation_space, env.action_space, taught), taught.reward_model
+        self._gamma = checked_gamma(taught.config.gamma if gamma is None else gamma)
+        self._ends = ends
+        self._obs: np.ndarray | None = None
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         obs, info = self.env.reset(seed=seed, options=options)
-        self._obs = flat(self.env.observation_space, obs, self._info).copy()
+        self._obs = self._view.obs(obs)
         return obs, info
 
-    def step(self, action: Any) -> tuple[Any, SupportsFloat, bool, bool, dict[str, Any]]:
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        if self._obs is None:
+            raise gymnasium.error.ResetNeeded("Cannot call env.step() before calling env.reset()")
         obs, true_reward, terminated, truncated, info = self.env.step(action)
-        reward = self._learned.reward(self._obs, from_zero(self.env.action_space, np.asarray(action)))
-        self._obs = flat(self.env.observation_space, obs, self._info).copy()
-        if terminated:
-            reward += self._gamma * self._learned.after_end(self._obs)
-        return obs, reward, terminated, truncated, {**info, "true_reward": float(true_reward)}
+        reward = self._model.reward(self._obs, self._view.actions(action))
+        self._obs = self._view.obs(obs)
+        if terminated and self._ends:
+            reward += self._gamma * self._model.end_worth(self._obs, self._gamma)
+        return obs, reward, bool(terminated), bool(truncated), {**info, "true_reward": float(true_reward)}
 
 
-class VectorRewardWrapper(gymnasium.vector.VectorWrapper):
-    """As RewardWrapper, for N environments side by side; infos["true_reward"] is (N,).
+class VectorRewardWrapper(VectorWrapper[Any, Any, Any, Any, Any]):
+    """As RewardWrapper, of environments side by side, and faster: the reward model sees all at once.
 
-    With gymnasium's NEXT_STEP the step after an end is a reset: it has no reward, as always.
+    Whichever way they reset themselves (autoreset_mode): what was seen last is judged, not what a new episode begins
+    with, and a step that only resets (NEXT_STEP) pays 0.
+
+    Args and raises as of RewardWrapper.
     """
 
-    def __init__(self, env: gymnasium.vector.VectorEnv[Any, Any, Any], taught: Taught, gamma: float | None = None):
-        super().__init__(env)
-        check_spaces(env.single_observation_space, env.single_action_space, taught.info)
-        self._mode = env.metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP)
-        self._learned, self._info = taught.reward_model, taught.info
-        self._gamma = taught.config.gamma if gamma is None else gamma
-        self._obs = np.zeros((env.num_envs, *taught.info.obs_shape), np.float32)
-        self._resets = np.zeros(env.num_envs, bool)  # where the next step is a reset
-
-    def _seen(self, obs: Any) -> np.ndarray:
-        space = self.env.single_observation_space
-        if self._info.image:
-            return np.array(obs)
-        return np.stack([flat(space, one, self._info) for one in iterate(self.env.observation_space, obs)])
+    def __init__(
+        self, envs: VectorEnv[Any, Any, Any], taught: Taught, gamma: float | None = None, ends: bool = True
+    ) -> None:
+        super().__init__(envs)
+        space = envs.single_observation_space
+        if not isinstance(space, spaces.Box):
+            raise UserError(f"The environments show {space}: put a RewardWrapper around each of them instead.")
+        self._mode = envs.metadata.get("autoreset_mode")
+        if not isinstance(self._mode, AutoresetMode):
+            raise UserError(
+                f'The environments do not say how they reset themselves (metadata["autoreset_mode"] is '
+                f"{self._mode!r}): put a RewardWrapper around each of them instead."
+            )
+        self._view, self._model = View(space, envs.single_action_space, taught), taught.reward_model
+        self._gamma = checked_gamma(taught.config.gamma if gamma is None else gamma)
+        self._ends = ends
+        self._obs: np.ndarray | None = None
+        self._over = np.zeros(envs.num_envs, bool)  # before the step at hand: the episode has ended
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        mask = (options or {}).get("reset_mask")  # environments take it out
         obs, infos = self.env.reset(seed=seed, options=options)
-        mask = (options or {}).get("reset_mask")
-        self._resets &= False if mask is None else ~np.asarray(mask)
-        self._obs = self._seen(obs)
+        self._over[slice(None) if mask is None else mask] = False
+        self._obs = self._view.many(obs)
         return obs, infos
 
-    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+    def step(self, actions: Any) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        if self._obs is None:
+            raise gymnasium.error.ResetNeeded("Cannot call envs.step() before calling envs.reset()")
         obs, true_rewards, terminated, truncated, infos = self.env.step(actions)
-        rewards = np.asarray(
-            self._learned.reward(self._obs, from_zero(self.env.single_action_space, np.asarray(actions))), np.float64
-        )
-        seen = self._seen(obs)
-        last = seen
-        if self._mode == AutoresetMode.SAME_STEP and "final_obs" in infos:
-            last = seen.copy()
-            for i in np.flatnonzero(infos["_final_obs"]):
-                last[i] = flat(self.env.single_observation_space, infos["final_obs"][i], self._info)
-        rewards += np.where(terminated, self._gamma * self._learned.after_end(last), 0.0)
-        rewards = np.where(self._resets, 0.0, rewards)
+        count = (self.num_envs,)
+        rewards = self._model.reward(self._obs, self._view.actions(actions, count)).astype(np.float64)
         if self._mode == AutoresetMode.NEXT_STEP:
-            self._resets = terminated | truncated
-        self._obs = seen
-        told = {"true_reward": np.asarray(true_rewards, np.float64), "_true_reward": ~np.zeros(self.num_envs, bool)}
-        return obs, rewards, terminated, truncated, {**infos, **told}
+            rewards[self._over] = 0.0
+        self._obs = self._view.many(obs)
+        ended = np.flatnonzero(terminated)
+        if len(ended) and self._ends:
+            last = self._obs[ended]
+            if self._mode == AutoresetMode.SAME_STEP:
+                last = self._view.many(np.stack([infos["final_obs"][i] for i in ended]))
+            rewards[ended] += self._gamma * self._model.end_worth(last, self._gamma)
+        self._over = np.asarray(terminated | truncated)
+        given = {"true_reward": np.array(true_rewards), "_true_reward": np.ones(count, bool)}
+        return obs, rewards, terminated, truncated, {**infos, **given}
 
 
 # ---------------------------------------------------------------------------------------------- labels
 
 
-class LabelDataset(torch.utils.data.Dataset[dict[str, Any]]):
-    """The labels of a session: pairs that were called left, right or equal. Its files are read as they are asked for.
+class LabelDataset(Dataset[dict[str, Any]]):
+    """The labels of a session that say something: better, or equal. Those that could not tell are left out.
 
-    An item holds "left" and "right", dicts of observations (T, *obs_shape), actions (T,) or (T, A) in the environment's
-    own units and absorbing (T,), T the same for both; "target", P(left is better) as the label says it (0.95 or 0.05,
-    1 or 0 where it was said strongly, 0.5 for equal); "pair" and "round", whole numbers.
+    Each item is a dict of
+        left_obs, right_obs: (T, *obs_shape) float32 or uint8: raw; after an episode's end what was seen last, held
+        left_actions, right_actions: (T,) int64 or (T, A) float32, as the environment took them; 0 where absorbing
+        left_absorbing, right_absorbing: (T,) bool: the steps after the end
+        target: float32: 1 if left is better, 0 if right is, 0.5 if they are equal
+        strength: "normal" or "strong" (much better)
+        round: of the agent in the clips
+        pair: its id
+        original: the pair that it repeats with sides swapped, else its own id; keep both on one side of a split
+
+    T is one number for both clips of a pair, and for all pairs unless the session's clip_seconds was changed.
+
+    Attributes:
+        damaged: what was wrong with clips that cannot be read; their pairs are left out.
 
     Raises:
-        UserError: there is no such session.
+        UserError: there is no such session, or it cannot be read.
     """
 
     def __init__(self, session_dir: str | os.PathLike[str]) -> None:
-        session = open_dir(session_dir)
-        self._session = session
-        forgotten = session.wishes().forgotten
-        self.pairs: list[Pair] = [
-            p for p in session.pairs() if p.choice in ("left", "right", "equal") and (p.label_id or 0) > forgotten
-        ]
-        self._clips = session.clips([c for p in self.pairs for c in (p.left_clip, p.right_clip)])
-        session.close()
+        with opened(session_dir) as session:
+            after, clips = session.wishes().forgotten, session.clips()
+            pairs = [p for p in session.pairs() if p.choice in CHOSEN and (p.label_id or 0) > after]
+            used = sorted({c for p in pairs for c in (p.left_clip, p.right_clip)})
+            files = {i: session.file(clips[i].path) for i in used}
+        self.damaged: list[str] = []
+        self._files: dict[int, Path] = {}
+        self._kept: dict[int, Segment] = {}  # vectors; images are read again, as all of them may not fit into memory
+        for i, file in files.items():
+            if file is None:
+                self.damaged.append(
+                    f"Clip {clips[i].path[:200]!r} cannot be read (there is no such file in its session)."
+                )
+                continue
+            try:
+                segment = load_segment(file)
+            except UserError as error:
+                self.damaged.append(str(error))
+                continue
+            self._files[i] = file
+            if segment.observations.dtype != np.uint8:
+                self._kept[i] = segment
+        self.pairs: list[Pair] = [p for p in pairs if {p.left_clip, p.right_clip} <= set(self._files)]
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         pair = self.pairs[index]
-        item: dict[str, Any] = {"pair": pair.id, "round": pair.round, "target": target(pair)}
+        item: dict[str, Any] = {
+            "target": torch.tensor(CHOSEN[pair.choice or "equal"]), "strength": pair.strength, "round": pair.round,
+            "pair": pair.id, "original": pair.repeat_of or pair.id,
+        }  # fmt: skip
         for side, clip in (("left", pair.left_clip), ("right", pair.right_clip)):
-            segment = load_clip(self._session, self._clips[clip])
-            arrays = {"observations": segment.observations, "actions": segment.actions, "absorbing": segment.absorbing}
-            item[side] = {name: torch.as_tensor(np.array(array)) for name, array in arrays.items()}
+            segment = self._kept.get(clip) or load_segment(self._files[clip])
+            item[f"{side}_obs"] = torch.tensor(segment.observations)
+            item[f"{side}_actions"] = torch.tensor(segment.actions)
+            item[f"{side}_absorbing"] = torch.tensor(segment.absorbing)
         return item

@@ -32,7 +32,8 @@ AXES = {  # metrics by what they are drawn over
 def require() -> None:
     """Raises UserError where Weights & Biases is not installed."""
     try:
-        found = importlib.util.find_spec("wandb") is not None
+        spec = importlib.util.find_spec("wandb")
+        found = spec is not None and spec.origin is not None  # wandb itself leaves a folder of that name
     except ValueError:  # sys.modules says that there is none
         found = False
     if not found:

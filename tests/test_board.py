@@ -188,6 +188,8 @@ def test_a_picture_that_cannot_be_read_is_left_out(make_session: Callable[..., F
     Image.new("1", (4000, 4000)).save(session.path / str(huge.sheet))
     for clip in (cut, gone, other, huge):
         assert animation(session, [Liked(clip, 1.0)]) is None, clip.id
+    for row in ({"fps": 0.0}, {"frames": 10**9}, {"frame_height": 10**6}, {"columns": 1}):
+        assert animation(session, [Liked(dataclasses.replace(whole, **row), 1.0)]) is None, row
     with Image.open(io.BytesIO(animation(session, liked(session, *range(1, 6))) or b"")) as image:
         assert image.size[0] == board.WIDTH
     outside = dataclasses.replace(whole, sheet="../../secret.png")

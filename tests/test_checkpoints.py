@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import pickle
 from pathlib import Path
 
@@ -171,3 +172,13 @@ def test_a_reward_model_of_before_says_what_it_said(ends: int | None, trust: flo
     assert half == {"last_label_id": 4}  # of the reward model: it begins again
     now = {"reward": model.state_dict(), "training": {"model": model.state_dict()}}
     assert checkpoints.upgraded(now) is now
+
+
+def test_open_sides_of_actions_come_back_from_json():
+    info = checkpoints.read_info({
+        "kind": "classic-continuous", "obs_shape": [3], "image": False, "num_actions": None, "action_shape": [2],
+        "action_low": [None, -1.0], "action_high": [3.0, None], "fps": 20.0, "max_episode_steps": None,
+    })  # fmt: skip
+    assert info.action_low == (-math.inf, -1.0)
+    assert info.action_high == (3.0, math.inf)
+    assert info.action_bounds()[0].tolist() == [1.0, -1.0]

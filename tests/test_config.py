@@ -282,6 +282,7 @@ ORDER = [
     {"retrain"},
 ]
 NEEDS_ONLY = {
+    "library": {"catalog", "checkpoints", "config", "envs", "faults", "segments", "store", "train", "trust"},
     "config": set(),
     "files": set(),
     "faults": {"config"},

@@ -232,14 +232,23 @@ def test_nothing_is_overwritten_and_nothing_lands_among_the_sessions(cart: Path,
     for place, said in (
         (tmp_path / "full", "is not empty"), (tmp_path / "file", "is no directory"),
         (cart / "data" / "two", "among the sessions"), (cart / "data" / "one" / "clips" / "r009", "among the sessions"),
-        (tmp_path / "file" / "below", "Cannot write to"),
+        (tmp_path / "file" / "below", "Cannot write to"), (tmp_path / ("x" * 254), "Cannot write to"),
     ):  # fmt: skip
         assert said in refused(command("export", "one", str(place), "--format", "jsonl", cwd=cart))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "full"]
     assert (tmp_path / "full" / "mine").read_text() == (tmp_path / "file").read_text() == "mine"
     assert sorted(p.name for p in (cart / "data").iterdir()) == ["one"]
     (tmp_path / "empty").mkdir()
-    exported(cart, tmp_path / "empty", "jsonl")
+    (tmp_path / "link").symlink_to(tmp_path / "empty")
+    exported(cart, tmp_path / "link", "jsonl")
+    assert (tmp_path / "empty" / "labels.jsonl").exists()
+    (tmp_path / "here").mkdir()
+    where = ("--data-dir", str(cart / "data"))
+    assert "as a whole" in refused(command("export", "one", ".", "--format", "jsonl", *where, cwd=tmp_path / "here"))
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "two").symlink_to(cart / "data" / "one")
+    inside = str(cart / "data" / "one" / "here")
+    assert "among the sessions" in refused(command("export", "two", inside, "--format", "jsonl", cwd=tmp_path))
 
 
 @pytest.mark.skipif(os.name != "posix", reason="SIGKILL")
@@ -664,6 +673,8 @@ def test_a_missing_library_is_named_with_the_command_that_installs_it(
 ) -> None:
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == module else real(name, *rest))
+    (tmp_path / module).mkdir()  # a folder of that name is no package
+    monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(UserError, match=rf"--format {format} needs {module}: .*python\S* -m pip install {module}$"):
         export_quietly(session_in(cart), tmp_path / "out", format)
     assert not (tmp_path / "out").exists()

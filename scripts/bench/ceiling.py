@@ -62,6 +62,7 @@ def add_line(path: Path, row: dict[str, Any]) -> None:
     """Whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     before = path.read_text() if path.exists() else ""
+    before += "\n" if before and not before.endswith("\n") else ""
     write_atomic(path, (before + json.dumps(row, allow_nan=False) + "\n").encode())
 
 
@@ -73,6 +74,12 @@ def main() -> None:
     given = {"env_id": command.env_id, **arguments.explicit(command.settings, args)}
     info = envs.describe(validate_each(Config(**given)))
     path = command.data_dir / baselines.CEILINGS
+    if "seed" in given:
+        raise UserError(f"--seed {given['seed']} is for one session: give --seeds.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"Cannot write to {path.parent} ({error.strerror}): give another --data-dir.") from None
     if path.exists():
         baselines.read_ceilings(path)  # so that one that is damaged is told before, and not after
     for seed in command.seeds:
@@ -80,6 +87,8 @@ def main() -> None:
         row = run(config, info, command.steps or 10 * config.agent_steps_per_round, command.episodes)
         try:
             add_line(path, row)
+        except OSError as error:
+            raise UserError(f"Cannot write to {path} ({error.strerror}); the returns were {row['returns']}.") from None
         except ValueError:
             raise UserError(f"{command.env_id} has no true reward (NaN), so it has no ceiling.") from None
         mean = sum(row["returns"]) / len(row["returns"])

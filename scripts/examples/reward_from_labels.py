@@ -1,43 +1,54 @@
-"""A reward model of your own, in plain PyTorch, from the labels of a session of vectors and discrete actions.
+"""A small Bradley-Terry reward model in plain PyTorch, from the labels of a session.
 
-    python scripts/examples/reward_from_labels.py data/cartpole-1
-
-Bradley and Terry's model: P(left is better) is the sigmoid of the difference of the clips' summed rewards.
+python scripts/examples/reward_from_labels.py data/cartpole-1
 """
 
 import argparse
+from pathlib import Path
 
 import torch
-import torch.nn.functional as F
+from torch import nn
 
 import rlhf_gym
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("session", help="directory of a session, e.g. data/cartpole-1")
-    torch.manual_seed(0)
-    labels = rlhf_gym.LabelDataset(parser.parse_args().session)
-    kept, held_out = torch.utils.data.random_split(labels, (0.8, 0.2))
-    size = labels[0]["left"]["observations"].shape[1]
-    reward = torch.nn.Sequential(torch.nn.Linear(size, 64), torch.nn.Tanh(), torch.nn.Linear(64, 1))
-    over = torch.nn.Parameter(torch.zeros(()))  # what each step after an episode's end is worth
-    optimizer = torch.optim.Adam([*reward.parameters(), over], lr=3e-3)
+def main(session: Path, epochs: int, seed: int) -> float:
+    """Trains on four fifths of the pairs; returns how often it is right about the others, ties apart."""
+    labels = rlhf_gym.LabelDataset(session)
+    torch.manual_seed(seed)
+    tested = torch.utils.data.Subset(labels, [i for i, p in enumerate(labels.pairs) if (p.repeat_of or p.id) % 5 == 0])
+    trained = torch.utils.data.Subset(labels, [i for i, p in enumerate(labels.pairs) if (p.repeat_of or p.id) % 5])
+    if not len(tested) or not len(trained):
+        raise rlhf_gym.UserError(f"{session} has {len(labels)} labels that say better or equal: label some more.")
+    first = labels[0]["left_obs"]
+    model = nn.Sequential(nn.Linear(first[0].numel(), 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 1))
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-3, weight_decay=1e-2)
 
-    def total(clip: dict[str, torch.Tensor]) -> torch.Tensor:
-        return torch.where(clip["absorbing"], over, reward(clip["observations"]).squeeze(-1)).mean() * 25
+    def log_odds(batch: dict) -> torch.Tensor:
+        """That left is better, (B,): the difference of the clips' summed rewards."""
+        left, right = (model(batch[f"{side}_obs"].flatten(2).float()).squeeze(-1).sum(1) for side in ("left", "right"))
+        return left - right
 
-    for _ in range(30):
-        for item in torch.utils.data.DataLoader(kept, batch_size=None, shuffle=True):
-            logit = total(item["left"]) - total(item["right"])
-            loss = F.binary_cross_entropy_with_logits(logit, torch.tensor(float(item["target"])))
+    for _ in range(epochs):
+        for batch in torch.utils.data.DataLoader(trained, batch_size=32, shuffle=True):
             optimizer.zero_grad()
-            loss.backward()
+            nn.functional.binary_cross_entropy_with_logits(log_odds(batch), batch["target"]).backward()
             optimizer.step()
+    batch = next(iter(torch.utils.data.DataLoader(tested, batch_size=len(tested))))
+    decided = batch["target"] != 0.5
     with torch.no_grad():
-        right = [float((total(i["left"]) > total(i["right"])) == (i["target"] > 0.5)) for i in held_out]
-    print(f"{len(kept)} labels learned from; right about {sum(right):.0f} of {len(held_out)} held out")
+        right = ((log_odds(batch) > 0) == (batch["target"] > 0.5))[decided].float().mean().item()
+    print(f"trained on {len(trained)} pairs; right about {right:.0%} of {int(decided.sum())} others")
+    return right
 
 
 if __name__ == "__main__":
-    main()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("session", type=Path, help="a session's directory, e.g. data/cartpole-1")
+    parser.add_argument("--epochs", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=1)
+    args = parser.parse_args()
+    try:
+        main(args.session, args.epochs, args.seed)
+    except rlhf_gym.UserError as error:
+        raise SystemExit(f"{Path(__file__).name}: {error}") from None
