@@ -67,7 +67,7 @@ def atari_settings(config: Config, num_envs: int) -> dict[str, Any]:
         given,
         game=spec.kwargs["game"],
         num_envs=num_envs,
-        num_threads=min(num_envs, 2 * (os.cpu_count() or 1)),  # more than cores were fastest; ale_py 0.12 caps it at the cores
+        num_threads=min(num_envs, 2 * (os.cpu_count() or 1)),  # ale_py 0.12 caps it at the cores
         stack_num=config.frame_stack,
         img_height=config.image_size,
         img_width=config.image_size,
