@@ -114,6 +114,15 @@ def command(
     return Result(status, out, err)
 
 
+def refused(result: Result) -> str:
+    """The one sentence with which a command was refused."""
+    assert result.status == 1, result
+    assert result.out == ""
+    assert result.err.startswith("rlhf-gym: ")
+    assert result.err.count("\n") == 1
+    return result.err
+
+
 def _child(
     args: list[str], files: tuple[Path, Path], cwd: Path, env: dict[str, str], missing: Sequence[str], kill: Kill | None
 ) -> None:

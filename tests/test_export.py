@@ -17,7 +17,7 @@ import pytest
 import torch
 import yaml
 from conftest import FakeLoop
-from processes import TINY, Kill, Result, command
+from processes import TINY, Kill, command, refused
 
 from rlhf_gym import catalog, export, models, trajectories
 from rlhf_gym.bundle import gather
@@ -64,14 +64,6 @@ def lines(path: Path) -> list[dict[str, Any]]:
         raise AssertionError(f"{constant} is no JSON")
 
     return [json.loads(line, parse_constant=refuse) for line in path.read_text().splitlines()]
-
-
-def refused(result: Result) -> str:
-    assert result.status == 1, result
-    assert result.out == ""
-    assert result.err.startswith("rlhf-gym: ")
-    assert result.err.count("\n") == 1
-    return result.err
 
 
 def export_quietly(session: Session, out: Path, format: str) -> list[str]:

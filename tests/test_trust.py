@@ -22,7 +22,7 @@ import pytest
 import torch
 from fastapi.testclient import TestClient
 from PIL import Image
-from processes import TINY, Result, command
+from processes import TINY, command, refused
 
 from rlhf_gym import catalog, store, trust
 from rlhf_gym.checkpoints import load_state, save_state
@@ -78,14 +78,6 @@ def change_checkpoints(cwd: Path, **settings: Any) -> None:
 
 def was_run(cwd: Path) -> bool:
     return (cwd / MARK).exists()
-
-
-def refused(result: Result) -> str:
-    assert result.status == 1, result
-    assert result.out == ""
-    assert result.err.startswith("rlhf-gym: ")
-    assert result.err.count("\n") == 1
-    return result.err
 
 
 # ---------------------------------------------------------------------------------------------- what would run
