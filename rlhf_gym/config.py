@@ -95,6 +95,8 @@ class Settings:
     """Gradient steps of the reward model in each round, at most; fewer while there are few labels."""
     reward_epochs: int = 150
     """Passes over all labels in each round, at most."""
+    reward_clip_steps: int = 0
+    """Steps of each clip, drawn anew, that one gradient step of the reward model looks at; 0 means all of them."""
     reward_init: Literal["fresh", "previous"] = "fresh"
     """Where the reward model starts in each round: new weights, or those of the round before."""
     assumed_mistake_rate: float = 0.05
@@ -184,7 +186,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "mujoco": dict(
         agent_steps_per_round=100_000, pairs_per_round=40, num_envs=8, num_steps=256, num_minibatches=32,
         update_epochs=10, learning_rate=3e-4, ent_coef=0.0, clip_vloss=False, normalize_obs=True,
-        reward_hidden=128, reward_steps=1000,
+        ensemble_size=5, reward_steps=300, reward_clip_steps=16, reward_sees_action=False, soften_policy=0.3,
     ),
     "atari": dict(
         agent_steps_per_round=100_000, pairs_per_round=40, clip_coef=0.1, reward_learning_rate=3e-4,
@@ -213,6 +215,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "explore_share": (0, 1), "disagreement_fraction": (0, 1), "repeat_fraction": (0, 0.5), "ensemble_size": (1, 32),
     "reward_hidden": (1, 4096), "reward_learning_rate": (1e-8, 1), "reward_weight_decay": (0, 10),
     "reward_batch_pairs": (1, 4096), "reward_steps": (1, 10**7), "reward_epochs": (1, 10**6),
+    "reward_clip_steps": (0, 10**5),
     "assumed_mistake_rate": (0, 0.49), "ends_alike": (1e-3, 1e9), "learning_rate": (1e-8, 1), "num_steps": (2, 10**6),
     "gamma": (0, 0.99999), "gae_lambda": (0, 1), "num_minibatches": (1, 10**5), "update_epochs": (1, 1000),
     "clip_coef": (1e-4, 10), "ent_coef": (0, 10), "vf_coef": (0, 100), "max_grad_norm": (1e-6, 1e6),

@@ -61,13 +61,14 @@ def keep_memory() -> None:
         libc.mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
-def parts(pairs: Tensor, model: RewardModel, labels: Labels) -> tuple[Tensor, ...]:
+def parts(pairs: Tensor, model: RewardModel, labels: Labels, at_most: int = 0) -> tuple[Tensor, ...]:
     """A batch of pairs in parts whose gradients add up to the batch's, up to rounding: on a CPU, of images, what a part
-    takes stays in the cache. Vectors are slower that way."""
+    takes stays in the cache. Vectors are slower that way. at_most: as of `Labels.rows_of`."""
     if not (model.fast and model.image and model.scale.device.type == "cpu"):
         return (pairs,)
-    images = len(labels.rows_of(torch.cat([labels.left[pairs], labels.right[pairs]]))[0]) / len(pairs)
-    return pairs.split(max(1, round(CACHED_IMAGES / images)))
+    rows = (labels.end - labels.begin)[torch.cat([labels.left[pairs], labels.right[pairs]])]
+    images = (rows.clamp(max=at_most + 1) if at_most else rows).sum() / len(pairs)
+    return pairs.split(max(1, round(CACHED_IMAGES / float(images))))
 
 
 @functools.cache

@@ -93,12 +93,28 @@ class Labels:
         obs = self.obs[rows] if self.first is None else self.obs[self.first[rows, None] + torch.arange(self.stack)]
         return obs, self.actions[rows], self.ended[rows]
 
-    def rows_of(self, clips: Tensor) -> tuple[Tensor, Tensor]:
-        """The rows (B,) of clips (C,), and which of the clips each belongs to (B,)."""
+    def rows_of(
+        self, clips: Tensor, at_most: int = 0, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The rows (B,) of clips (C,), which of the clips each belongs to (B,), and for how many steps it counts (B,).
+
+        Args:
+            at_most: of each clip only so many live steps, evenly spaced from a random first one, each of which counts
+                for as many as were left out with it; 0 takes all.
+        """
         n = (self.end - self.begin)[clips]
         owner = torch.repeat_interleave(torch.arange(len(clips)), n)
-        before = torch.cumsum(n, 0) - n
-        return torch.arange(int(n.sum())) - before[owner] + self.begin[clips][owner], owner
+        position = torch.arange(int(n.sum())) - (torch.cumsum(n, 0) - n)[owner]
+        rows = position + self.begin[clips][owner]
+        count = self.count[rows]
+        if at_most == 0:
+            return rows, owner, count
+        live = n - self.ended[self.end[clips] - 1].long()
+        share = (live.clamp(max=at_most) / live.clamp(min=1)).double()[owner]
+        first = torch.rand(len(clips), generator=generator, dtype=torch.float64)[owner]
+        drawn = ((position + 1) * share + first).floor() > (position * share + first).floor()
+        kept = drawn | self.ended[rows]
+        return rows[kept], owner[kept], torch.where(self.ended[rows], count, count / share.float())[kept]
 
 
 def load_labels(

@@ -263,25 +263,26 @@ class RewardModel(nn.Module):
 
 
 def clip_rewards(
-    model: RewardModel, labels: Labels, clips: Tensor, device: torch.device, raw: Tensor | None = None
+    model: RewardModel, labels: Labels, clips: Tensor, device: torch.device, raw: Tensor | None = None, **drawn: Any
 ) -> Tensor:
     """Raw rewards (K, C) of clips (C,): mean per step times REFERENCE_STEPS, absorbing steps counted.
 
     Args:
         raw: (K, R) what the model gives each row of `labels`, where that is known.
+        drawn: at_most and generator, where some steps stand for all (see `Labels.rows_of`).
     """
-    rows, owner = labels.rows_of(clips)
+    rows, owner, count = labels.rows_of(clips, **drawn)
     raw = model(*(x.to(device) for x in labels.steps(rows))) if raw is None else raw[:, rows.to(device)]  # (K, B)
     sums = torch.zeros(model.members, len(clips), device=device)
-    sums = sums.index_add(1, owner.to(device), raw * labels.count[rows].to(device))
+    sums = sums.index_add(1, owner.to(device), raw * count.to(device))
     return sums / labels.length[clips].to(device) * REFERENCE_STEPS
 
 
 def pair_logits(
-    model: RewardModel, labels: Labels, pairs: Tensor, device: torch.device, raw: Tensor | None = None
+    model: RewardModel, labels: Labels, pairs: Tensor, device: torch.device, raw: Tensor | None = None, **drawn: Any
 ) -> Tensor:
-    """Log-odds (K, P) that left is better, for pairs (P,) given by position; raw: as above."""
-    sums = clip_rewards(model, labels, torch.cat([labels.left[pairs], labels.right[pairs]]), device, raw)
+    """Log-odds (K, P) that left is better, for pairs (P,) given by position; raw, drawn: as above."""
+    sums = clip_rewards(model, labels, torch.cat([labels.left[pairs], labels.right[pairs]]), device, raw, **drawn)
     return sums[:, : len(pairs)] - sums[:, len(pairs) :]
 
 
@@ -346,8 +347,9 @@ def train_reward(
             order = torch.cat([order, torch.randperm(count, generator=generator)])
         pairs, order, losses = order[:batch], order[batch:], list[Tensor]()
         optimizer.zero_grad()
-        for part in fast.parts(pairs, model, labels):
-            losses.append(label_loss(pair_logits(model, labels, part, device), target[part], mistakes))
+        for part in fast.parts(pairs, model, labels, config.reward_clip_steps):
+            logits = pair_logits(model, labels, part, device, at_most=config.reward_clip_steps, generator=generator)
+            losses.append(label_loss(logits, target[part], mistakes))
             ((losses[-1] * weight[:, part]).sum() / batch).backward()
         optimizer.step()
         if save is not None and (step + 1) % save_every == 0 and step + 1 < steps:

@@ -67,6 +67,23 @@ def test_a_repeat_is_held_out_where_its_original_is():
     assert torch.equal(weight[:, :40], weight[:, 40:])
 
 
+def test_some_steps_stand_for_all_of_a_clip():
+    segments = {1: segment(40, ended=10), 2: segment(7), 3: segment(25), 4: segment(6, ended=6)}
+    labels = Labels([pair(1, 1, 2), pair(2, 3, 4)], segments, double, seed=1, members=1)
+    clips, seen = torch.tensor([2, 0, 3, 1]), torch.zeros(len(labels.count))
+    for seed in range(400):
+        rows, owner, count = labels.rows_of(clips, at_most=8, generator=torch.Generator().manual_seed(seed))
+        assert torch.bincount(owner).tolist() == [8, 8 + 1, 1, 7]  # what was seen last is always there
+        weighed = torch.zeros(4).index_add(0, owner, count)
+        assert weighed.tolist() == pytest.approx(labels.length[clips].tolist())
+        live = rows[(owner == 1) & ~labels.ended[rows]]
+        assert live.diff().min() >= 3  # 30 live steps, evenly
+        assert live.diff().max() <= 4
+        seen += torch.zeros(len(seen)).index_add(0, rows, count)
+    assert (seen / 400)[labels.ended].tolist() == [10, 6]
+    assert (seen / 400)[~labels.ended].numpy() == pytest.approx(np.ones(62), abs=0.3)  # no step is favoured
+
+
 @pytest.mark.parametrize("image", [False, True])
 def test_every_row_is_the_step_it_says_it_is(image):
     """Clips of different length and end, stacks that slide and stacks that do not, all in one row."""
@@ -80,8 +97,9 @@ def test_every_row_is_the_step_it_says_it_is(image):
     assert labels.length.tolist() == [5, 3, 4, 6]
     assert labels.ended.tolist() == [False] * 5 + [False, True] + [False] * 4 + [False] * 5 + [True]
     assert labels.count.tolist() == [1] * 5 + [1, 2] + [1] * 4 + [1] * 6
-    rows, owner = labels.rows_of(torch.tensor([3, 1, 2, 3]))  # in any order, and twice
+    rows, owner, count = labels.rows_of(torch.tensor([3, 1, 2, 3]))  # in any order, and twice
     assert owner.tolist() == [0] * 6 + [1] * 2 + [2] * 4 + [3] * 6
+    assert count.tolist() == [1] * 7 + [2] + [1] * 10
     obs, actions, ended = labels.steps(rows)
     at = 0
     for clip in (1, 2, 9, 1):
