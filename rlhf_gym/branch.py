@@ -16,7 +16,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -127,17 +127,23 @@ def one_moment(session: Session) -> Iterator[sa.Connection]:
             db.exec_driver_sql("COMMIT")
 
 
-def insert(session: Session, rows: Mapping[sa.Table, Iterable[Mapping[str, Any]]]) -> None:
-    """Inserts rows with their ids, in one transaction."""
+@contextlib.contextmanager
+def fitting(session: Session) -> Iterator[sa.Connection]:
+    """One transaction for rows that come from another session.
+
+    Raises:
+        UserError: they do not fit together; nothing was written.
+    """
     try:
         with session.write() as db:
-            for table, some in rows.items():
-                if found := [dict(row) for row in some]:
-                    db.execute(table.insert(), found)
+            yield db
     except sa.exc.IntegrityError as error:
-        raise UserError(
-            f"The rows of the session do not fit together ({error.orig}): nothing was made of it."
-        ) from None
+        raise UserError(f"Rows of that session do not fit together ({error.orig}): nothing was made of it.") from None
+
+
+def put(db: sa.Connection, table: sa.Table, rows: Sequence[Mapping[str, Any]]) -> None:
+    if rows:
+        db.execute(table.insert(), [dict(row) for row in rows])
 
 
 def settle(session: Session, config: Config, given: Mapping[str, Any], number: int) -> None:
@@ -249,4 +255,6 @@ def copy_rows(source: Session, made: Session, number: int, last_label: int) -> N
     found[event_table] = events
     for clip in clips:
         copy_clip(source, made, Clip(**clip))
-    insert(made, found)
+    with fitting(made) as to:
+        for table, some in found.items():
+            put(to, table, some)

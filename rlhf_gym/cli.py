@@ -227,13 +227,14 @@ def replay(command: Replay, args: list[str], team: Team | None) -> int:
     name = command.name or whatif.free_name(data_dir, source.name)
     there = open_session(data_dir, name) if (data_dir / name / "config.json").is_file() else None
     session = whatif.begin(source, name, config, original, as_json(info), given, there)
-    for note in whatif.notes(source, config, given, original):
+    trust.require(session, command.trust)  # one that was there may have come from anywhere
+    for note in whatif.notes(source, session, given):
         say(note)
     if not whatif.done(session):
         say(f"Session {name} replays the labels of {source.name}, round by round.")
         if status := run_loop(session, session.config, info, None, Access(), team):
             return status
-    whatif.show(source, session, original, command.json)
+    whatif.show(source, session, command.json)
     return 0
 
 

@@ -31,18 +31,21 @@ from rlhf_gym.branch import (
     OF_THE_SOURCE,
     copy_clip,
     differing,
-    insert,
+    fitting,
     made_aside,
     one_moment,
+    put,
     settle,
     trained_with,
 )
 from rlhf_gym.checkpoints import Snapshot
 from rlhf_gym.collect import expit, judge
 from rlhf_gym.config import FIXED, Config, UserError, flag
+from rlhf_gym.files import bytes_below
 from rlhf_gym.segments import Segment, load_clip
-from rlhf_gym.store import Clip, Pair, Session, finite
-from rlhf_gym.tables import clip_table, event_table, label_table, pair_table
+from rlhf_gym.store import CLIP_BYTES, Clip, Pair, Session, finite
+from rlhf_gym.tables import clip_table, event_table, label_table, metric_table, pair_table
+from rlhf_gym.wishes import NONE
 
 MAY_CHANGE = ("seed", "ensemble_size", "reward_hidden", "hidden_size", "normalize_obs", "reward_sees_action")
 KEPT = tuple(name for name in FIXED if name not in MAY_CHANGE)  # the clips on disk were made with these
@@ -88,6 +91,13 @@ def original_of(session: Session) -> Original | None:
         return Original(catalog.check_name(found["session"]), until, [(int(a), int(b)) for a, b in found["without"]])
     except (LookupError, TypeError, ValueError):
         raise UserError(f"Session {session.name!r} does not say whose rounds it replays: replay them anew.") from None
+
+
+def replays(session: Session) -> Original:
+    """As `original_of`, of what is known to be a replay."""
+    original = original_of(session)
+    assert original is not None
+    return original
 
 
 # ---------------------------------------------------------------------------------------------- a replay begins
@@ -146,15 +156,15 @@ def left_out(source: Session, text: str, until: int, rounds: int) -> Spans:
     return sorted(spans)
 
 
-def notes(source: Session, config: Config, given: Mapping[str, Any], original: Original) -> list[str]:
+def notes(source: Session, replayed: Session, given: Mapping[str, Any]) -> list[str]:
     """What somebody who compares the two should know."""
     said = [
         f"{flag(name)} says how clips and labels are made: a replay takes those there are, so it changes nothing here."
         for name in given
         if name in OF_NEW_CLIPS
     ]
-    now = source.config
-    before = [differing(trained_with(source, n).config, now) for n in range(len(original.until))]
+    now, config, rounds = source.config, replayed.config, len(replays(replayed).until)
+    before = [differing(trained_with(source, n).config, now) for n in range(rounds)]
     for name in sorted({name for names in before for name in names} - set(NOT_TRAINING) - set(given)):
         those = ", ".join(str(n) for n, names in enumerate(before) if name in names)
         said.append(
@@ -186,7 +196,7 @@ def begin(
         UserError: that one is another session, or another replay.
     """
     if there is not None:
-        refuse_another(there, original, given)
+        refuse_another(there, config, original, given)
         return there
     data_dir, rounds = source.path.parent, len(original.until)
     header = {
@@ -199,38 +209,39 @@ def begin(
         with one_moment(source) as db:
             query = sa.select(event_table).where(event_table.c.round < rounds, event_table.c.kind.not_in(left))
             events = [dict(row) for row in db.execute(query.order_by(event_table.c.id)).mappings()]
-        insert(made, {event_table: events})
+        with fitting(made) as to:
+            put(to, event_table, events)
         for number in range(rounds):
-            attempt = source.newest_attempt(number)  # NONE of a round of practice
-            if attempt >= 0 and not made.wishes().closed(
-                number, attempt
-            ):  # labels that are left out are not waited for
-                made.add_event("close", number, attempt=attempt)
+            attempt = source.newest_attempt(number)
+            if attempt != NONE and not made.wishes().closed(number, attempt):
+                made.add_event("close", number, attempt=attempt)  # labels that are left out are not waited for
         made.write_config(config, **header)
         settle(made, config, given, 0)
     return catalog.open_session(data_dir, name)
 
 
-def refuse_another(there: Session, original: Original, given: Mapping[str, Any]) -> None:
+def refuse_another(there: Session, wanted: Config, original: Original, given: Mapping[str, Any]) -> None:
     mine, config = original_of(there), there.config
-    if mine is None or mine.session != original.session:
+    elsewhere = any(getattr(config, name) != getattr(wanted, name) for name in KEPT)
+    if mine is None or mine.session != original.session or elsewhere:
         raise UserError(
             f"Session {there.name!r} is there already and no replay of {original.session!r}: choose another --name."
         )
-    other = [flag(name) for name in given if getattr(config, name) != given[name]]
+    other = [flag(name) for name in given if name != "rounds" and getattr(config, name) != given[name]]
     if mine.without != original.without:
         other.append("--without")
-    if other or mine.until != original.until:
+    if given.get("rounds", len(mine.until)) != len(mine.until):
+        other.append("--rounds")
+    if other:
         raise UserError(
-            f"The replay {there.name!r} was begun with another {other[0] if other else '--rounds'}: give what it was "
-            "begun with, or choose another --name."
+            f"The replay {there.name!r} was begun with another {other[0]}: give what it was begun with, or choose "
+            "another --name."
         )
 
 
 def done(replayed: Session) -> bool:
     """Whether every round that is replayed has been trained and evaluated."""
-    original = original_of(replayed)
-    return original is not None and replayed.recorded(len(original.until) - 1)
+    return replayed.recorded(len(replays(replayed).until) - 1)
 
 
 # ---------------------------------------------------------------------------------------------- a round is brought in
@@ -273,10 +284,21 @@ def recall(
         foresee(session, snapshot, pairs, clips)
         new = [row for row in labels if row["id"] > before and not original.leaves_out(row["pair"])]
         own = [{k: v for k, v in row.items() if k != "id"} for row in new]  # labels may have been given meanwhile
-        insert(session, {clip_table: clips, pair_table: pairs, label_table: own})
-        for batch in sorted({(clip["round"], clip["attempt"]) for clip in clips}):
-            session.measure_batch(*batch)
-        forget(session, source, labels, until, number)
+        gone = forgotten(source, until)
+        uids = {row["uid"] for row in labels if row["id"] <= gone}
+        batches = sorted({(clip["round"], clip["attempt"]) for clip in clips})
+        taken = [
+            dict(round=n, phase="collect", step=attempt, name=CLIP_BYTES,
+                 value=float(bytes_below(session.clip_directory(n, attempt))))
+            for n, attempt in batches
+        ]  # fmt: skip
+        with fitting(session) as db:
+            for table, rows_of in ((clip_table, clips), (pair_table, pairs), (label_table, own), (metric_table, taken)):
+                put(db, table, rows_of)
+            known_labels = db.execute(sa.select(label_table.c.id, label_table.c.uid)).all()
+            if mine := max((i for i, uid in known_labels if uid in uids), default=0):
+                payload = {"until_label": mine}  # those that did not count in the original
+                put(db, event_table, [dict(kind="forget", round=number, payload=payload, created=time.time())])
 
 
 @contextlib.contextmanager
@@ -320,17 +342,6 @@ def foresee(
         said[pair["id"]] = pair["p_left"]
 
 
-def forget(session: Session, source: Session, labels: list[dict[str, Any]], until: int, number: int) -> None:
-    """Labels that no longer counted when the original's round was trained do not count here either."""
-    row = forgotten(source, until)
-    uids = {label["uid"] for label in labels if label["id"] <= row}
-    with session.read() as db:
-        known = db.execute(sa.select(label_table.c.id, label_table.c.uid)).all()
-    mine = max((i for i, uid in known if uid in uids), default=0)
-    if mine > session.wishes().forgotten:
-        session.add_event("forget", number, until_label=mine)
-
-
 def forgotten(session: Session, until: int) -> int:
     """The newest label row that no longer counted when a reward model was trained whose newest was `until`."""
     rows = [int(e["payload"]["until_label"]) for e in session.events("forget")]
@@ -340,8 +351,9 @@ def forgotten(session: Session, until: int) -> int:
 # ---------------------------------------------------------------------------------------------- the comparison
 
 
-def show(source: Session, replayed: Session, original: Original, as_json: bool) -> None:
+def show(source: Session, replayed: Session, as_json: bool) -> None:
     """Prints the comparison: for people, or as one JSON object."""
+    original = replays(replayed)
     compared = compare(source, replayed, len(original.until))
     if as_json:
         found = {"original": source.name, "replay": replayed.name, "rounds": compared}
