@@ -294,6 +294,7 @@ NEEDS_ONLY = {
     "rows": {"config", "tables", "wishes"},
     "store": {"config", "files", "rows", "tables", "wishes", "within"},
     "trust": {"config", "home", "store"},
+    "branch": {"catalog", "checkpoints", "config", "files", "labelers", "store", "tables", "track", "trust"},
     "wishes": set(),
     "control": {"store", "wishes"},
     "steer": {"config", "store", "wishes"},
