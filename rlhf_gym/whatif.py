@@ -414,7 +414,8 @@ def differences(source: Session, replayed: Session, original: Original) -> str:
         for name in differing(before, after)
         if name != "rounds"
     ]
+    said = [f"with {', '.join(changes)}"] if changes else []
     if original.without:
         spans = ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in original.without)
-        changes.append(f"without the labels of pairs {spans}")
-    return f"Replayed with {', '.join(changes)}." if changes else "Replayed with the same settings and labels."
+        said.append(f"without the labels of pairs {spans}")
+    return f"Replayed {' and '.join(said) or 'with the same settings and labels'}."

@@ -165,7 +165,9 @@ def test_labels_that_are_left_out_are_not_learned_from(cwd: Path, opened: Open) 
     assert len(two.pairs()) == 12
     with pytest.raises(AssertionError, match="r000"):
         same_weights(cwd, "one-replay", 2, ignore=("meta",))
-    assert replayed(cwd, "--name", "one-replay", "--without", "2-3,8").endswith("without the labels of pairs 2-3, 8.\n")
+    assert replayed(cwd, "--name", "one-replay", "--without", "2-3,8").endswith(
+        "\nReplayed without the labels of pairs 2-3, 8.\n"
+    )
 
 
 def test_without_any_label_of_a_round_the_agent_stays_as_it_is(cwd: Path) -> None:
