@@ -59,6 +59,40 @@ class Resume:
 
 
 @dataclass(frozen=True)
+class Branch:
+    """Make a new session that stands where another stood after a round, to go on from there in another way."""
+
+    session: tyro.conf.Positional[str]
+    """Name of the session."""
+    new: tyro.conf.Positional[str]
+    """Name of the new one."""
+    round: int | None = None
+    """The last round that both have in common (default: the newest; -1: none, only the untrained agent)."""
+    trust: bool = False
+    """Run what the session brings, an environment or score function of its own, without asking now or later."""
+    settings: OmitArgPrefixes[Settings] = field(default_factory=Settings)
+    where: OmitArgPrefixes[DataDir] = field(default_factory=DataDir)
+
+
+@dataclass(frozen=True)
+class Replay:
+    """Train all rounds of a session anew from their labels, with other settings or without some labels, and compare."""
+
+    session: tyro.conf.Positional[str]
+    """Name of the session."""
+    without: str = ""
+    """Numbers of the pairs whose labels are left out, e.g. 13-18,24."""
+    name: str | None = None
+    """Name of the session that comes out of it (default: SESSION-replay); a replay that was interrupted goes on."""
+    json: bool = False
+    """Print the comparison as one JSON object."""
+    trust: bool = False
+    """Run what the session brings, an environment or score function of its own, without asking now or later."""
+    settings: OmitArgPrefixes[Settings] = field(default_factory=Settings)
+    where: OmitArgPrefixes[DataDir] = field(default_factory=DataDir)
+
+
+@dataclass(frozen=True)
 class List:
     """List the sessions: environment, round, phase, labels, true return, disk use."""
 
@@ -163,7 +197,7 @@ class Export:
     where: OmitArgPrefixes[DataDir] = field(default_factory=DataDir)
 
 
-Command = Run | Resume | List | Serve | Watch | Evaluate | Export | Clean | Doctor
+Command = Run | Resume | Branch | Replay | List | Serve | Watch | Evaluate | Export | Clean | Doctor
 
 
 def parse(args: list[str], into: Any, prog: str, description: str) -> Any:

@@ -18,12 +18,14 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from rlhf_gym import __version__, faults
 from rlhf_gym.arguments import (
     Access,
+    Branch,
     Clean,
     Command,
     Doctor,
     Evaluate,
     Export,
     List,
+    Replay,
     Resume,
     Run,
     Serve,
@@ -98,6 +100,10 @@ def obey(args: list[str], team: Team | None) -> int:
                 return run_session(command, args, team)
             case Resume():
                 return resume_session(command, args, team)
+            case Branch():
+                return branch(command, args)
+            case Replay():
+                return replay(command, args, team)
             case List():
                 return list_sessions(command)
             case Serve():
@@ -194,19 +200,61 @@ def go_on(name: str, given: dict[str, Any], command: Run | Resume, team: Team | 
     return run_loop(session, config, info, server, access, team)
 
 
+def branch(command: Branch, args: list[str]) -> int:
+    from rlhf_gym import branch as branching
+    from rlhf_gym import catalog
+
+    data_dir, given = command.where.data_dir, explicit(command.settings, args)
+    catalog.check_name(command.new)
+    session = open_session(data_dir, command.session)
+    for sentence in branching.branch(session, command.new, command.round, given, command.trust):
+        say(sentence)
+    say(f"Go on with: {program()} resume {command.new}{data_dir_flag(session)}")
+    print(data_dir / command.new)
+    return 0
+
+
+def replay(command: Replay, args: list[str], team: Team | None) -> int:
+    from rlhf_gym import envs, trust, whatif
+
+    data_dir, given = command.where.data_dir, explicit(command.settings, args)
+    source = open_session(data_dir, command.session)
+    trust.require(source, command.trust)
+    config, original = whatif.plan(source, given, command.without)
+    info = envs.describe(config)
+    check_environment(source, config, info)
+    check(config, info, team)
+    name = command.name or whatif.free_name(data_dir, source.name)
+    there = open_session(data_dir, name) if (data_dir / name / "config.json").is_file() else None
+    session = whatif.begin(source, name, config, original, as_json(info), given, there)
+    trust.require(session, command.trust)  # one that was there may have come from anywhere
+    for note in whatif.notes(source, session, given):
+        say(note)
+    if not whatif.done(session):
+        say(f"Session {name} replays the labels of {source.name}, round by round.")
+        if status := run_loop(session, session.config, info, None, Access(), team):
+            return status
+    whatif.show(source, session, command.json)
+    return 0
+
+
 def as_json(info: EnvInfo) -> dict[str, Any]:
     """As it stands in config.json, which has no infinity: open bounds are null."""
     text = json.dumps(dataclasses.asdict(info)).replace("-Infinity", "null").replace("Infinity", "null")
     return dict(json.loads(text))
 
 
-def check_change(session: Session, config: Config, info: EnvInfo, changes: dict[str, tuple[Any, Any]]) -> None:
-    """What cannot go on as it was: another environment under the same name, or settings that a phase counts by."""
+def check_environment(session: Session, config: Config, info: EnvInfo) -> None:
     if session.header().get("info", as_json(info)) != as_json(info):
         raise UserError(
             f"{config.env_id} is no longer what session {session.name!r} was made with (observations, actions or "
             "speed differ): start a new session, or bring the old version of the environment back."
         )
+
+
+def check_change(session: Session, config: Config, info: EnvInfo, changes: dict[str, tuple[Any, Any]]) -> None:
+    """What cannot go on as it was: another environment under the same name, or settings that a phase counts by."""
+    check_environment(session, config, info)
     where = session.where()
     counted = sorted({"num_envs", "num_steps", "agent_steps_per_round"} & set(changes))
     if where.phase in ("train_reward", "train_agent") and "fast" in changes:

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from rlhf_gym import checkpoints, collect, drawing, evaluate, honesty, labelers, succession, verdicts
+from rlhf_gym import checkpoints, collect, drawing, evaluate, honesty, labelers, succession, verdicts, whatif
 from rlhf_gym.board import Watched
 from rlhf_gym.checkpoints import Damaged, Snapshot, load_state, save_state
 from rlhf_gym.config import Config, UserError, flag
@@ -219,6 +219,9 @@ def collect_pairs(loop: Loop, where: Where) -> None:
     session.drop_metrics(number, "train_agent")
     with loop.monitor.phase(number, "collect", "clips") as report:
         before = loop.before(number, loop.plan(number))
+        original = whatif.original_of(session)
+        if original is not None and number < len(original.until):
+            return whatif.recall(session, original, before, number, report)
         while True:
             try:
                 return collect.collect(

@@ -91,7 +91,7 @@ def test_help_names_the_commands_and_is_quick() -> None:
     result = plain("--help")
     assert time.monotonic() - began < 5  # 0.4 s here; torch alone takes 2 or 3
     assert result.returncode == 0
-    for name in ("run", "resume", "list", "serve", "watch", "evaluate", "doctor"):
+    for name in ("run", "resume", "branch", "replay", "list", "serve", "watch", "evaluate", "doctor"):
         assert re.search(rf"• {name} +[A-Z]", result.stdout), name
     assert "Start a new session" in result.stdout
 
@@ -106,7 +106,7 @@ def test_the_help_of_run_explains_every_setting() -> None:
         assert flag in text
 
 
-@pytest.mark.parametrize("name", ["resume", "list", "serve", "watch", "evaluate", "doctor"])
+@pytest.mark.parametrize("name", ["resume", "branch", "replay", "list", "serve", "watch", "evaluate", "doctor"])
 def test_each_command_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         cli.run_command([name, "--help"])
