@@ -245,7 +245,8 @@ def as_json(info: EnvInfo) -> dict[str, Any]:
 
 
 def check_environment(session: Session, config: Config, info: EnvInfo) -> None:
-    if session.header().get("info", as_json(info)) != as_json(info):
+    before, now = session.header().get("info", {}), as_json(info)
+    if before and before | {"kind": ""} != now | {"kind": ""}:  # which presets it had does not matter
         raise UserError(
             f"{config.env_id} is no longer what session {session.name!r} was made with (observations, actions or "
             "speed differ): start a new session, or bring the old version of the environment back."

@@ -18,7 +18,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 FORMAT_VERSION = 2  # of sessions, see migrate.py
 
-Kind = Literal["classic", "box2d", "mujoco", "atari", "pixels"]
+Kind = Literal["classic", "box2d", "mujoco", "mujoco-falls", "atari", "pixels"]
 
 
 class UserError(Exception):
@@ -170,6 +170,12 @@ class Config(Settings):
     """Gymnasium id, e.g. CartPole-v1, ALE/Pong-v5, or package.module:MyEnv-v0 for your own."""
 
 
+MUJOCO = dict[str, Any](
+    agent_steps_per_round=100_000, pairs_per_round=40, num_envs=8, num_steps=256, num_minibatches=32, update_epochs=10,
+    learning_rate=3e-4, ent_coef=0.0, clip_vloss=False, normalize_obs=True, ensemble_size=5, reward_steps=300,
+    reward_clip_steps=16, reward_sees_action=False,
+)  # fmt: skip
+
 PRESETS: dict[str, dict[str, Any]] = {
     "classic": dict(
         agent_steps_per_round=40_000, update_epochs=10, num_minibatches=8, learning_rate=1e-3,
@@ -183,11 +189,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         agent_steps_per_round=100_000, pairs_per_round=30, num_envs=16, num_steps=256, num_minibatches=32, gamma=0.999,
         gae_lambda=0.98, update_epochs=4, learning_rate=5e-4, clip_vloss=False, normalize_obs=True,
     ),
-    "mujoco": dict(
-        agent_steps_per_round=100_000, pairs_per_round=40, num_envs=8, num_steps=256, num_minibatches=32,
-        update_epochs=10, learning_rate=3e-4, ent_coef=0.0, clip_vloss=False, normalize_obs=True,
-        ensemble_size=5, reward_steps=300, reward_clip_steps=16, reward_sees_action=False, soften_policy=0.3,
-    ),
+    "mujoco": MUJOCO,
+    "mujoco-falls": MUJOCO | dict(soften_policy=0.3),  # one that fears to fall stands still (docs/benchmarks.md)
     "atari": dict(
         agent_steps_per_round=100_000, pairs_per_round=40, clip_coef=0.1, reward_learning_rate=3e-4,
         reward_batch_pairs=16, reward_steps=300, reward_epochs=30, reward_init="previous", reward_weight_decay=1e-2,

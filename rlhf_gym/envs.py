@@ -299,7 +299,7 @@ class GymEnv:
         if self._stack is not None:
             kind = "pixels"
         elif any(m.startswith("gymnasium.envs.mujoco") for m in modules):
-            kind = "mujoco"
+            kind = "mujoco-falls" if getattr(env.unwrapped, "_terminate_when_unhealthy", False) else "mujoco"
         elif any(m.startswith("gymnasium.envs.box2d") for m in modules):
             kind = "box2d"
         else:

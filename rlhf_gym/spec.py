@@ -24,7 +24,7 @@ DOT_ID = "rlhf_gym/Dot-v0"
 @dataclass(frozen=True)
 class EnvInfo:
     kind: str
-    """A key of config.PRESETS: classic, classic-continuous, box2d, mujoco, atari or pixels."""
+    """A key of config.PRESETS: classic, classic-continuous, box2d, mujoco, mujoco-falls, atari or pixels."""
     obs_shape: tuple[int, ...]
     """What the agent sees: (D,) float32, or (stack, H, W) uint8 if `image`."""
     image: bool

@@ -50,6 +50,7 @@ KINDS = {
     "classic-continuous": "the same with continuous actions",
     "box2d": "Box2D",
     "mujoco": "MuJoCo",
+    "mujoco-falls": "MuJoCo where an episode ends when the robot falls (Hopper-v5, Walker2d-v5, Ant-v5, Humanoid-v5)",
     "atari": "Atari",
     "pixels": "all else that is learned from images",
 }

@@ -408,6 +408,18 @@ def test_resume_prints_what_changed_and_keeps_it(cwd: Path, session: Session) ->
     assert "gamma" not in again.err
 
 
+def test_another_preset_does_not_stand_in_the_way_of_going_on_but_another_environment_does(
+    cwd: Path, session: Session
+) -> None:
+    path = session.path / "config.json"
+    whole = json.loads(path.read_text())
+    resume = ("resume", "one", "--rounds", "1")
+    path.write_text(json.dumps(whole | {"info": whole["info"] | {"kind": "box2d"}}))
+    assert command(*resume, cwd=cwd).status == 0
+    path.write_text(json.dumps(whole | {"info": whole["info"] | {"fps": 12.0}}))
+    refused(command(*resume, cwd=cwd), "CartPole-v1 is no longer what session 'one' was made with")
+
+
 def test_a_goal_given_at_resume_wins_over_the_pages(cwd: Path, session: Session) -> None:
     session.add_event("goal", 0, text="set on the page")
     result = command("resume", "one", "--goal", "Keep the pole up.", cwd=cwd)

@@ -282,7 +282,9 @@ def test_continuous_actions_are_clipped_and_discrete_ones_shifted():
         ("CartPole-v1", {}, ("classic", (4,), 2, 50.0, 500)),
         ("Pendulum-v1", {}, ("classic-continuous", (3,), None, 30.0, 200)),
         ("LunarLander-v3", {}, ("box2d", (8,), 4, 50.0, 1000)),
-        ("Hopper-v5", {}, ("mujoco", (11,), None, 125.0, 1000)),
+        ("Hopper-v5", {}, ("mujoco-falls", (11,), None, 125.0, 1000)),
+        ("Hopper-v5", {"env_kwargs": {"terminate_when_unhealthy": False}}, ("mujoco", (11,), None, 125.0, 1000)),
+        ("HalfCheetah-v5", {}, ("mujoco", (17,), None, 20.0, 1000)),
         ("ALE/Pong-v5", {}, ("atari", (4, 84, 84), 6, 15.0, 27000)),
         ("ALE/Pong-v5", {"env_kwargs": {"frameskip": 3, "full_action_space": True}},
          ("atari", (4, 84, 84), 18, 20.0, 36000)),
@@ -409,7 +411,7 @@ def test_without_egl_mujoco_simulates_and_says_what_drawing_needs():
         "except config.UserError as e: print(e)"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert out.startswith("mujoco\nHopper-v5 cannot render a frame"), out
+    assert out.startswith("mujoco-falls\nHopper-v5 cannot render a frame"), out
     assert "libegl1" in out
 
 
