@@ -342,7 +342,7 @@ def too_late(name: str) -> UserError:
 def told(dataset: Dataset, config: Config, unseen: int) -> list[str]:
     """What a person should know of what was taken over."""
     counts = Counter(label["choice"] for label in dataset.labels)
-    pictures = f"; {unseen} of them have no picture, so the page cannot show them" if unseen else ""
+    pictures = f"; of {unseen} of these there is no picture, so the page cannot show them" if unseen else ""
     goal = dataset.about["goal"]
     return [
         *(f"{sentence} Its pairs are left out." for sentence in dataset.damaged),
