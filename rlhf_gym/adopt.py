@@ -232,9 +232,10 @@ def parse(data: bytes, where: object) -> dict[str, Any]:
     return value
 
 
-def check(row: Mapping[str, Any], rules: Mapping[str, Rule], where: object) -> None:
+def check(row: dict[str, Any], rules: Mapping[str, Rule], where: object) -> None:
+    """What a row does not have is null."""
     for name, (allowed, wanted) in rules.items():
-        if not allowed(value := row.get(name)):
+        if not allowed(value := row.setdefault(name, None)):
             raise UserError(f"{where}: {name} is {quote(value)}, not {wanted}. Export the labels again.")
 
 
@@ -341,16 +342,17 @@ def too_late(name: str) -> UserError:
 
 def told(dataset: Dataset, config: Config, unseen: int) -> list[str]:
     """What a person should know of what was taken over."""
-    counts = Counter(label["choice"] for label in dataset.labels)
-    pictures = f"; of {unseen} of these there is no picture, so the page cannot show them" if unseen else ""
-    goal = dataset.about["goal"]
-    return [
-        *(f"{sentence} Its pairs are left out." for sentence in dataset.damaged),
-        f"Round 0 has {len(dataset.labels)} labels of session {dataset.about['session']} "
-        f"({counts['left'] + counts['right']} say which clip is better, {counts['equal']} that both are alike, "
-        f"{counts['skip']} nothing) and their {len(dataset.clips)} clips{pictures}.",
-        *([f"The goal is that of the labels: {' '.join(goal.split())}"] if goal and goal == config.goal else []),
-    ]
+    counts, goal = Counter(label["choice"] for label in dataset.labels), dataset.about["goal"]
+    notes = [f"{sentence} Its pairs are left out." for sentence in dataset.damaged]
+    notes.append(
+        f"Round 0 has the labels of session {dataset.about['session']}: better {counts['left'] + counts['right']}, "
+        f"equal {counts['equal']}, can't tell {counts['skip']}; clips {len(dataset.clips)}."
+    )
+    if unseen:
+        notes.append(f"Clips without a picture, which the page cannot show: {unseen}.")
+    if goal and goal == config.goal:
+        notes.append(f"The goal is that of the labels: {' '.join(goal.split())}")
+    return notes
 
 
 def take_clip(dataset: Dataset, n: int, line: Mapping[str, Any], session: Session, directory: Path) -> Clip:

@@ -282,7 +282,7 @@ def cut(sheet: Path, clip: Clip) -> Iterator[np.ndarray]:
             if image.size != size or size[0] * size[1] > 2 * MAX_SHEET_PIXELS:
                 return
             picture = np.asarray(image.convert("RGB"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # Pillow says so that it is damaged
+    except (OSError, ValueError, SyntaxError, LookupError, Image.DecompressionBombError):  # Pillow's words for damaged
         return
     for i in range(frames):
         top, left = i // columns * height, i % columns * width

@@ -16,6 +16,10 @@ import torch
 from compare import same_tensors
 from conftest import FakeLoop
 from fastapi.testclient import TestClient
+from hypothesis import HealthCheck
+from hypothesis import given as given_by
+from hypothesis import settings as settings_of_hypothesis
+from hypothesis import strategies as st
 from processes import TINY, Kill, command, refused
 from test_export import INFO, export_quietly, give_clips, image_session, lines
 from test_history import REPLAY
@@ -85,7 +89,7 @@ def test_a_session_begins_with_the_labels_of_another_and_goes_on_with_new_pairs(
     session, other = (catalog.open_session(d / "data", n) for d, n in ((tmp_path, "cartpole-1"), (given, "a")))
     first, second = session.pairs(0), session.pairs(1)
     assert (len(first), len(second), session.where().phase) == (12, 6, "finished")
-    assert "Round 0 has 12 labels of session a (" in result.err
+    assert "Round 0 has the labels of session a: better 9, equal 3, can't tell 0; clips 20." in result.err
     assert "The goal is that of the labels: Stay up" in result.err
     assert session.goal() == "Stay up"
     assert session.header()["labels_from"] == {"session": "a", "labels": 12, "clips": len(other.clips())}
@@ -106,7 +110,7 @@ def test_the_same_settings_and_labels_come_to_the_same_first_round(tmp_path: Pat
                  ("run", "CartPole-v1", "--session", "b", *settings, "--labels-from", "out")):  # fmt: skip
         result = command(*args, cwd=tmp_path)
         assert result.status == 0, result.err
-    assert "of 12 of these there is no picture" in result.err
+    assert "Clips without a picture, which the page cannot show: 12." in result.err
     a, b = (catalog.open_session(tmp_path / "data", name) for name in "ab")
     same_labels(a, b)
     assert same_tensors(a.checkpoint(0), b.checkpoint(0)) >= 8
@@ -444,6 +448,40 @@ def test_a_true_reward_of_nan_is_no_trouble(out: Path, tmp_path: Path) -> None:
     arrays(rewards=poisoned(np.nan))(out)
     session = begin(out, tmp_path / "data")
     assert session.clips()[1].true_return is None
+
+
+VALUES: tuple[Any, ...] = (
+    None, True, 0, -1, 1, 1.5, 1e300, 10**30, 2**53, "", "x", "\ud800", "\0", [], {}, [1], {"a": [[]]}, "left", "repeat",
+    "../secret.npz", FIRST, float("inf"),
+)  # fmt: skip
+
+
+@settings_of_hypothesis(deadline=None, derandomize=True, max_examples=60, suppress_health_check=list(HealthCheck))
+@given_by(st.data())
+def test_any_value_anywhere_is_taken_over_or_one_sentence(given: Path, tmp_path_factory: Any, data: Any) -> None:
+    directory = tmp_path_factory.getbasetemp() / "changed"
+    if not directory.exists():
+        shutil.copytree(given / "out", directory / "out")
+    found = json.loads((given / "out" / "dataset.json").read_text())
+    rows = {name: lines(given / "out" / f"{name}.jsonl") for name in ("labels", "clips")}
+    changed = data.draw(st.sampled_from([found, found["settings"], found["info"], *rows["labels"], *rows["clips"]]))
+    name = data.draw(st.sampled_from(sorted(changed)))
+    if data.draw(st.integers(0, 4)):
+        changed[name] = data.draw(st.sampled_from(VALUES))
+    else:
+        del changed[name]
+    (directory / "out" / "dataset.json").write_text(json.dumps(found))
+    for name, each in rows.items():
+        (directory / "out" / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in each))
+    shutil.rmtree(directory / "data", ignore_errors=True)
+    said = ""
+    try:
+        session = begin(directory / "out", directory / "data")
+        assert session.where() == Where(0, 0, "train_reward", 12, 12)
+        session.close()
+    except UserError as error:
+        said = str(error)
+    assert said == "" or (said.isprintable() and nothing_in(directory / "data"))
 
 
 def test_nothing_of_a_stranger_is_run_or_chosen(out: Path, tmp_path: Path) -> None:
