@@ -38,6 +38,8 @@ class Run:
     """Gymnasium id, e.g. CartPole-v1, ALE/Pong-v5, or package.module:MyEnv-v0 for your own."""
     session: str | None = None
     """Name of the session (default: cartpole-1, cartpole-2, ...); one that exists goes on."""
+    labels_from: Path | None = None
+    """Begin with the labels of another session: a directory that `export --format jsonl` wrote, or a session's."""
     trust: bool = False
     """Run what the session brings, an environment or score function of its own, without asking now or later."""
     settings: OmitArgPrefixes[Settings] = field(default_factory=Settings)

@@ -162,8 +162,17 @@ def write_clip(session: Session, clip: Clip, out: Path, stride: int) -> dict[str
     assert stored is not None, clip  # it was read a moment ago
     (out / f"{name}.npz").write_bytes(stored.read_bytes())
     filmed = write_video(session, clip, out / f"{name}.mp4", stride)
+    if filmed and (sheet := session.file(str(clip.sheet))) is not None:
+        (out / f"{name}.png").write_bytes(sheet.read_bytes())
+    named = {"file": f"{name}.npz", "video": f"{name}.mp4" if filmed else None}
+    return clip_row(clip) | named | {"sheet": f"{name}.png" if filmed else None}
+
+
+def clip_row(clip: Clip) -> dict[str, Any]:
+    """A line of clips.jsonl; its files are those in the session."""
     return {
-        "clip": clip.id, "file": f"{name}.npz", "video": f"{name}.mp4" if filmed else None,
+        "clip": clip.id, "file": clip.path, "video": None, "sheet": clip.sheet, "frame_width": clip.frame_width,
+        "frame_height": clip.frame_height, "columns": clip.columns, "frames": clip.frames,
         "round": clip.round, "attempt": clip.attempt, "fps": finite(clip.fps), "steps": clip.steps,
         "ended_frame": clip.ended_frame, "seed": clip.seed, "start": clip.start,
         "true_return": finite(clip.true_return),
@@ -273,7 +282,7 @@ def cut(sheet: Path, clip: Clip) -> Iterator[np.ndarray]:
             if image.size != size or size[0] * size[1] > 2 * MAX_SHEET_PIXELS:
                 return
             picture = np.asarray(image.convert("RGB"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # Pillow says so that it is damaged
+    except (OSError, ValueError, SyntaxError, LookupError, Image.DecompressionBombError):  # Pillow's words for damaged
         return
     for i in range(frames):
         top, left = i // columns * height, i % columns * width

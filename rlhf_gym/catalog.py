@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import json
 import os
 import re
 import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ import sqlalchemy as sa
 from rlhf_gym import config as cfg
 from rlhf_gym import faults, migrate
 from rlhf_gym.config import Config, UserError
-from rlhf_gym.files import replace
+from rlhf_gym.files import directory_aside, replace
 from rlhf_gym.store import Session
 from rlhf_gym.tables import tables
 from rlhf_gym.within import check_files
@@ -53,17 +55,53 @@ def create_session(data_dir: Path, name: str, config: Config, **header: Any) -> 
     path = data_dir / check_name(name)
     try:
         path.mkdir(parents=True)  # of two that start at once, one gets the name
-        for sub in ("clips", "checkpoints", "videos", "tb"):
-            (path / sub).mkdir()
+        return furnish(path, config, header)
     except FileExistsError:
-        raise UserError(f"{path} exists already and is no session: choose another name with --session.") from None
+        raise is_taken(path) from None
     except OSError as error:
-        raise UserError(f"Cannot write to {data_dir} ({error.strerror}): choose another with --data-dir.") from None
+        raise cannot_write(data_dir, error) from None
+
+
+@contextlib.contextmanager
+def session_aside(data_dir: Path, name: str, config: Config, **header: Any) -> Iterator[Session]:
+    """A session to fill, which has its place and name once that is done: who is killed before leaves none.
+
+    It is closed then: open the one that is in its place.
+    """
+    path = data_dir / check_name(name)
+    if os.path.lexists(path):
+        raise is_taken(path)
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True)
+        with directory_aside(path) as aside, contextlib.closing(furnish(aside, config, header)) as session:
+            yield session
+    except FileExistsError:
+        raise is_taken(path) from None
+    except OSError as error:
+        if error.errno == errno.ENOTEMPTY:  # somebody else was faster, or it lay there already
+            raise is_taken(path) from None
+        if faults.sentence(error, data_dir) is None:
+            raise
+        raise cannot_write(data_dir, error) from None
+
+
+def furnish(path: Path, config: Config, header: Mapping[str, Any]) -> Session:
+    """Makes a session of an empty directory."""
+    for sub in ("clips", "checkpoints", "videos", "tb"):
+        (path / sub).mkdir()
     session = Session(path)
     with session.write() as db:
         tables.create_all(db)
     session.write_config(config, created=time.time(), **header)
     return session
+
+
+def is_taken(path: Path) -> UserError:
+    return UserError(f"{path} exists already and is no session: choose another name with --session.")
+
+
+def cannot_write(data_dir: Path, error: OSError) -> UserError:
+    return UserError(f"Cannot write to {data_dir} ({error.strerror}): choose another with --data-dir.")
 
 
 def session_names(data_dir: Path) -> list[str]:

@@ -136,21 +136,25 @@ def obey(args: list[str], team: Team | None) -> int:
 
 
 def run_session(command: Run, args: list[str], team: Team | None) -> int:
-    from rlhf_gym import catalog, envs, provenance, trust
+    from rlhf_gym import adopt, catalog, envs, provenance, trust
 
     data_dir, given = command.where.data_dir, explicit(command.settings, args)
     if command.session is not None and (data_dir / catalog.check_name(command.session) / "config.json").exists():
+        if command.labels_from is not None:
+            raise adopt.too_late(command.session)
         return go_on(command.session, {"env_id": command.env_id, **given}, command, team)
     check_labeler(given, command.settings)
     info = envs.describe(validate_each(Config(**{"env_id": command.env_id, **given})))
     config = resolve({"env_id": command.env_id, **given}, info.kind)
     check(config, info, team)
+    labels = adopt.read(command.labels_from, config, as_json(info)) if command.labels_from is not None else None
     server = start_server(data_dir, command.access) if config.labeler == "human" else None
     name = command.session or catalog.new_name(data_dir, command.env_id)
     header = {"info": as_json(info), **provenance.now(config), **trust.signed(config)}
-    session = catalog.create_session(data_dir, name, config, **header)
+    make = catalog.create_session if labels is None else labels.start
+    session = make(data_dir, name, config, **header)
     say(f"Session {name} in {session.path}")
-    return run_loop(session, config, info, server, command.access, team)
+    return run_loop(session, session.config, info, server, command.access, team)
 
 
 def check_labeler(given: dict[str, Any], settings: Settings) -> None:

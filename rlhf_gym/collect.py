@@ -327,9 +327,11 @@ def choose_pairs(
 
 
 def choose_repeats(session: Session, number: int, count: int, rng: np.random.Generator) -> list[Pair]:
-    """Earlier pairs with a decided label that counts, to show once more, sides swapped."""
+    """Earlier pairs with a decided label that counts, to show once more, sides swapped; none that came with labels of
+    another session, since it may have been somebody else who judged them."""
+    own = 1 if "labels_from" in session.header() else 0
     # a synthetic labeler's clips may not have been drawn
-    old = session.repeatable(number, drawn=session.config.labeler == "human")
+    old = session.repeatable(number, drawn=session.config.labeler == "human", since=own)
     picked = [old[i] for i in rng.permutation(len(old))[:count]]
     pairs = {p.id: p for p in session.pairs(ids=picked)}
     return [pairs[i] for i in picked]

@@ -173,15 +173,16 @@ class Rows:
             pairs, labeled = db.execute(counts.select_from(_with_label())).one()
         return int(pairs), int(labeled)
 
-    def repeatable(self, before: int, drawn: bool) -> list[int]:
+    def repeatable(self, before: int, drawn: bool, since: int = 0) -> list[int]:
         """Ids of the pairs of earlier rounds with a decided label that counts, no repeats among them, as shown.
 
         Args:
             before: the round that they are earlier than.
             drawn: whether both clips must have a sprite sheet.
+            since: the first of these rounds.
         """
         query = sa.select(pair_table.c.id).select_from(_with_label()).order_by(*SHOWN)
-        query = query.where(pair_table.c.round < before, pair_table.c.kind != "repeat")
+        query = query.where(pair_table.c.round < before, pair_table.c.kind != "repeat", pair_table.c.round >= since)
         query = query.where(label_table.c.choice.in_(("left", "right")), label_table.c.id > self.wishes().forgotten)
         if drawn:
             for side in (pair_table.c.left_clip, pair_table.c.right_clip):

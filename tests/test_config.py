@@ -270,7 +270,7 @@ ORDER = [
     {"segments", "sheets"},
     {"bundle", "replay"},
     {"cards", "drawing", "parquet", "trajectories"},
-    {"labels", "labelers"},
+    {"adopt", "labels", "labelers"},
     {"fast", "honesty", "normalizer", "team"},
     {"train"},
     {"board"},
@@ -302,6 +302,7 @@ NEEDS_ONLY = {
     "sheets": set(),
     "bundle": {"config", "segments", "sheets", "store", "tables"},
     "cards": {"bundle", "store"},
+    "adopt": {"bundle", "catalog", "config", "drawing", "faults", "segments", "store", "tables", "within"},
     "parquet": {"bundle", "segments", "store"},
     "trajectories": {"bundle", "segments", "store"},
     "replay": {"atari", "config", "envs", "segments", "sheets"},
@@ -373,7 +374,7 @@ def loaded_by(modules: str) -> set[str]:
 
 
 def test_torch_is_loaded_only_where_networks_are() -> None:
-    modules = ("config", "store", "segments", "labelers", "cli", "envs", "dot", "trust")
+    modules = ("config", "store", "segments", "labelers", "cli", "envs", "dot", "trust", "adopt")
     loaded = loaded_by(", ".join([*(f"rlhf_gym.{m}" for m in modules), "webui.app", "webui.server"]))
     assert {"rlhf_gym.labelers", "webui.app", "numpy"} <= loaded
     assert loaded & {"torch", "tensorboard", "mujoco", "Box2D", "ale_py", "pygame"} == set()

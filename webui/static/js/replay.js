@@ -74,7 +74,7 @@ export class Replay {
     this.#one("#replay-title").textContent = title(pair);
     this.#words();
     this.#dialog.focus();
-    if (!pair.left.url && !pair.right.url) {
+    if (!pair.left.url || !pair.right.url) {
       this.#one(".stage-note").textContent = "These clips have no picture: nothing was drawn.";
       this.#sheets.keepOnly([]);
       this.#shownAt = performance.now();
