@@ -122,8 +122,9 @@ class Dataset:
         taken = {"session": self.about["session"], "labels": len(labels), "clips": len(self.clips)}
         with (
             Progress(transient=True, disable=not sys.stderr.isatty()) as bar,
-            catalog.session_aside(data_dir, name, config, **header, labels_from=taken) as session,
+            catalog.session_aside(data_dir, name) as session,
         ):
+            session.write_config(config, created=time.time(), **header, labels_from=taken)
             directory = session.clear_batch_files(0, 0)
             work = bar.track(self.clips.values(), description="taking over clips")
             clips = [take_clip(self, n, line, session, directory) for n, line in enumerate(work)]

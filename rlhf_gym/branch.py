@@ -10,29 +10,24 @@ settings given change that.
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
-import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 
+from rlhf_gym import catalog, labelers, track, trust
 from rlhf_gym import config as cfg
-from rlhf_gym import labelers, track, trust
-from rlhf_gym.catalog import check_name
 from rlhf_gym.checkpoints import load_state
 from rlhf_gym.config import FIXED, Config, UserError, changed
-from rlhf_gym.files import directory_aside, remove, write_atomic
+from rlhf_gym.files import write_atomic
 from rlhf_gym.store import START, Clip, Session
-from rlhf_gym.tables import clip_table, event_table, label_table, metric_table, pair_table, tables
+from rlhf_gym.tables import clip_table, event_table, label_table, metric_table, pair_table
 
-ASIDE = re.compile(r"\.[a-z0-9][a-z0-9._-]{0,63}-[a-z0-9_]{8}")  # what `made_aside` calls a session in the making
 OF_THE_SOURCE = ("title", "archived", "pause", "continue", "stop")  # events that say nothing of another session
 OWN = ("format", "config", "created", "branched_from", "replay_of", track.RUN_ID)  # of a header: each session's own
 
@@ -57,47 +52,6 @@ def trained_with(session: Session, number: int) -> Trained:
 
 
 # ---------------------------------------------------------------------------------------------- a session made aside
-
-
-@contextlib.contextmanager
-def made_aside(data_dir: Path, name: str) -> Iterator[Session]:
-    """A session to fill, with its tables and without a config.json, that takes its name once it is whole: who is
-    killed before leaves no session. What an earlier one left that was killed goes.
-
-    Raises:
-        UserError: the name is none, or taken.
-    """
-    path = data_dir / check_name(name)
-    taken = f"{path} exists already: choose another name."
-    if os.path.lexists(path):
-        raise UserError(taken)
-    clear_killed(data_dir)
-    with contextlib.ExitStack() as held:
-        try:
-            with directory_aside(path) as aside:
-                session = Session(aside)
-                held.enter_context(session.lock())  # it tells others that somebody is at it
-                for sub in ("clips", "checkpoints", "videos", "tb"):
-                    (aside / sub).mkdir()
-                try:
-                    with session.write() as db:
-                        tables.create_all(db)
-                    yield session
-                finally:
-                    session.close()
-                if os.name == "nt":  # moves nothing that is open
-                    held.close()
-        except OSError as error:
-            if error.errno in (errno.EEXIST, errno.ENOTEMPTY):  # another process was faster
-                raise UserError(taken) from None
-            raise
-
-
-def clear_killed(data_dir: Path) -> None:
-    """Deletes sessions in the making whose maker was killed."""
-    for path in data_dir.glob(".*"):
-        if ASIDE.fullmatch(path.name) and (path / "loop.lock").is_file() and not Session(path).running():
-            remove(path)
 
 
 def copy_clip(source: Session, target: Session, clip: Clip, durable: bool = False) -> None:
@@ -175,7 +129,7 @@ def branch(source: Session, name: str, number: int | None, given: Mapping[str, A
     Raises:
         UserError: no such round, a name that is none or taken, or settings that cannot change.
     """
-    check_name(name)
+    catalog.check_name(name)
     number = source.resolve_round(number)
     trained, now = trained_with(source, number), source.config
     then = as_it_was(trained.config, now)
@@ -188,7 +142,7 @@ def branch(source: Session, name: str, number: int | None, given: Mapping[str, A
             track.require()
         header |= trust.signed(config)
     header |= {"created": time.time(), "branched_from": {"session": source.name, "round": number}}
-    with made_aside(source.path.parent, name) as made:
+    with catalog.session_aside(source.path.parent, name) as made:
         copy_files(source, made, number)
         copy_rows(source, made, number, trained.last_label_id)
         made.write_config(config, **header)

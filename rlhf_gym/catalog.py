@@ -9,7 +9,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,13 @@ import sqlalchemy as sa
 from rlhf_gym import config as cfg
 from rlhf_gym import faults, migrate
 from rlhf_gym.config import Config, UserError
-from rlhf_gym.files import directory_aside, replace
+from rlhf_gym.files import directory_aside, remove, replace
 from rlhf_gym.store import Session
 from rlhf_gym.tables import tables
 from rlhf_gym.within import check_files
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+ASIDE = re.compile(r"\.[a-z0-9][a-z0-9._-]{0,63}-[a-z0-9_]{8}")  # what `session_aside` calls one in the making
 TRASH = ".trash"  # in the data directory; no session has such a name
 
 # What reading a session may raise that is damaged, or made by somebody else to look like one.
@@ -55,53 +56,60 @@ def create_session(data_dir: Path, name: str, config: Config, **header: Any) -> 
     path = data_dir / check_name(name)
     try:
         path.mkdir(parents=True)  # of two that start at once, one gets the name
-        return furnish(path, config, header)
+        session = furnish(path)
     except FileExistsError:
-        raise is_taken(path) from None
+        raise UserError(f"{path} exists already and is no session: choose another name with --session.") from None
     except OSError as error:
-        raise cannot_write(data_dir, error) from None
+        raise UserError(f"Cannot write to {data_dir} ({error.strerror}): choose another with --data-dir.") from None
+    session.write_config(config, created=time.time(), **header)
+    return session
 
 
 @contextlib.contextmanager
-def session_aside(data_dir: Path, name: str, config: Config, **header: Any) -> Iterator[Session]:
-    """A session to fill, which has its place and name once that is done: who is killed before leaves none.
+def session_aside(data_dir: Path, name: str) -> Iterator[Session]:
+    """A session to fill, with its tables and without a config.json, that takes its name once it is whole: who is
+    killed before leaves no session. What an earlier one left that was killed goes.
 
     It is closed then: open the one that is in its place.
+
+    Raises:
+        UserError: the name is none, or taken.
     """
     path = data_dir / check_name(name)
+    taken = f"{path} exists already: choose another name."
     if os.path.lexists(path):
-        raise is_taken(path)
-    try:
-        data_dir.mkdir(parents=True, exist_ok=True)
-        with directory_aside(path) as aside, contextlib.closing(furnish(aside, config, header)) as session:
-            yield session
-    except FileExistsError:
-        raise is_taken(path) from None
-    except OSError as error:
-        if error.errno == errno.ENOTEMPTY:  # somebody else was faster, or it lay there already
-            raise is_taken(path) from None
-        if faults.sentence(error, data_dir) is None:
+        raise UserError(taken)
+    with contextlib.ExitStack() as held:
+        try:
+            data_dir.mkdir(parents=True, exist_ok=True)
+            clear_killed(data_dir)
+            with directory_aside(path) as aside:
+                held.enter_context(Session(aside).lock())  # it tells others that somebody is at it
+                with contextlib.closing(furnish(aside)) as session:
+                    yield session
+                if os.name == "nt":  # moves nothing that is open
+                    held.close()
+        except OSError as error:
+            if error.errno in (errno.EEXIST, errno.ENOTEMPTY):  # another process was faster
+                raise UserError(taken) from None
             raise
-        raise cannot_write(data_dir, error) from None
 
 
-def furnish(path: Path, config: Config, header: Mapping[str, Any]) -> Session:
-    """Makes a session of an empty directory."""
+def clear_killed(data_dir: Path) -> None:
+    """Deletes sessions in the making whose maker was killed."""
+    for path in data_dir.glob(".*"):
+        if ASIDE.fullmatch(path.name) and (path / "loop.lock").is_file() and not Session(path).running():
+            remove(path)
+
+
+def furnish(path: Path) -> Session:
+    """Makes the directories and tables of a session."""
     for sub in ("clips", "checkpoints", "videos", "tb"):
         (path / sub).mkdir()
     session = Session(path)
     with session.write() as db:
         tables.create_all(db)
-    session.write_config(config, created=time.time(), **header)
     return session
-
-
-def is_taken(path: Path) -> UserError:
-    return UserError(f"{path} exists already and is no session: choose another name with --session.")
-
-
-def cannot_write(data_dir: Path, error: OSError) -> UserError:
-    return UserError(f"Cannot write to {data_dir} ({error.strerror}): choose another with --data-dir.")
 
 
 def session_names(data_dir: Path) -> list[str]:

@@ -32,7 +32,6 @@ from rlhf_gym.branch import (
     copy_clip,
     differing,
     fitting,
-    made_aside,
     one_moment,
     put,
     settle,
@@ -203,7 +202,7 @@ def begin(
         "info": info, **provenance.now(config), **trust.signed(config), "created": time.time(),
         "replay_of": asdict(original),
     }  # fmt: skip
-    with made_aside(data_dir, name) as made:
+    with catalog.session_aside(data_dir, name) as made:
         # forget comes with the labels that it is about; rounds are in the settings
         left = (*OF_THE_SOURCE, "forget", "rounds", "star")
         with one_moment(source) as db:

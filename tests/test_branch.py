@@ -17,7 +17,7 @@ import pytest
 from compare import same_tensors
 from processes import TINY, Kill, command, refused
 
-from rlhf_gym import branch, catalog, migrate
+from rlhf_gym import catalog, migrate
 from rlhf_gym.checkpoints import load_state, save_state
 from rlhf_gym.cli import run_command
 from rlhf_gym.config import UserError
@@ -301,7 +301,7 @@ def test_who_is_killed_leaves_no_half_session(cwd: Path, kill: Kill) -> None:
 
 def test_one_that_is_being_made_is_left_alone(cwd: Path, opened: Open) -> None:
     one = opened("one")
-    with branch.made_aside(cwd / "data", "three") as three:
+    with catalog.session_aside(cwd / "data", "three") as three:
         branched(cwd, "--round", "0")
         assert three.path.is_dir()
         three.write_config(one.config)
@@ -310,7 +310,7 @@ def test_one_that_is_being_made_is_left_alone(cwd: Path, opened: Open) -> None:
 
 def test_of_two_at_once_one_gets_the_name(cwd: Path, opened: Open) -> None:
     one = opened("one")
-    with pytest.raises(UserError, match="two exists already"), branch.made_aside(cwd / "data", "two") as slow:
+    with pytest.raises(UserError, match="two exists already"), catalog.session_aside(cwd / "data", "two") as slow:
         slow.write_config(one.config)
         branched(cwd, "--round", "0")
     assert opened("two").last_label_id() == 6
