@@ -429,6 +429,7 @@ def test_labels_wait_while_another_program_writes(page: Any, serve: Any, make_se
         other.execute("ROLLBACK")
     page.wait_for_selector("#trouble", state="hidden", timeout=3000)
     wait_in(page, lambda: loop.labels(0) == ["left", "right", "equal", None])
+    wait_in(page, lambda: len(posted) >= 3)  # a label is on disk before the browser hears of it
     assert posted == [201, 201, 201]
 
 

@@ -132,8 +132,8 @@ def test_ties_of_like_clips_leave_a_good_reward_model_good(monkeypatch: pytest.M
     assert metrics["reward/accuracy"] > 0.95
     assert margin(model) > 0.8 * margin(without) > 5
 
-    def two_sigmoids(model: RewardModel, labels: Labels, pairs: torch.Tensor, *args: Any) -> torch.Tensor:
-        sums = train.clip_rewards(model, labels, torch.cat([labels.left[pairs], labels.right[pairs]]), *args)
+    def two_sigmoids(model: RewardModel, labels: Labels, pairs: torch.Tensor, *args: Any, **drawn: Any) -> torch.Tensor:
+        sums = train.clip_rewards(model, labels, torch.cat([labels.left[pairs], labels.right[pairs]]), *args, **drawn)
         left, right = sums[:, : len(pairs)], sums[:, len(pairs) :]
         return torch.where(labels.target[pairs] == 0.5, left, left - right)  # against nothing, not against right
 
