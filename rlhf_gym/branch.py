@@ -101,7 +101,8 @@ def put(db: sa.Connection, table: sa.Table, rows: Sequence[Mapping[str, Any]]) -
 
 
 def settle(session: Session, config: Config, given: Mapping[str, Any], number: int) -> None:
-    """The goal and the rounds given now win over what was asked for on the page, as when a session is resumed.
+    """The goal and the rounds given now win over what was asked for before, as when a session is resumed. The goal is
+    an event: the labels that are there were given under the one of before.
 
     Args:
         number: the round that comes next.
@@ -141,11 +142,13 @@ def branch(source: Session, name: str, number: int | None, given: Mapping[str, A
         if config.track:
             track.require()
         header |= trust.signed(config)
+    if number == START:  # none of the labels that came from elsewhere is there
+        header.pop("labels_from", None)
     header |= {"created": time.time(), "branched_from": {"session": source.name, "round": number}}
     with catalog.session_aside(source.path.parent, name) as made:
         copy_files(source, made, number)
         copy_rows(source, made, number, trained.last_label_id)
-        made.write_config(config, **header)
+        made.write_config(replace(config, goal=then.goal), **header)
         settle(made, config, given, number + 1)
         _, labels = made.count_pairs()
         finished = made.where().phase == "finished"
@@ -203,10 +206,8 @@ def copy_rows(source: Session, made: Session, number: int, last_label: int) -> N
     # A session that has done its rounds stays in the last one: what was asked for there came after its checkpoint.
     trained = source.checkpoint(number).stat().st_mtime
     events = [e for e in found[event_table] if e["round"] < number or e["created"] <= trained]
-    for event in events:
-        if event["kind"] == "forget":  # row ids of labels that are still to come begin behind those copied
-            event["payload"] = {"until_label": min(int(event["payload"]["until_label"]), last_label)}
-    found[event_table] = events
+    # What leaves no label to count came later, too, whatever the file's time: a copied session's files have another.
+    found[event_table] = [e for e in events if e["kind"] != "forget" or int(e["payload"]["until_label"]) < last_label]
     for clip in clips:
         copy_clip(source, made, Clip(**clip))
     with fitting(made) as to:

@@ -24,7 +24,7 @@ from rlhf_gym.tables import tables
 from rlhf_gym.within import check_files
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
-ASIDE = re.compile(r"\.[a-z0-9][a-z0-9._-]{0,63}-[a-z0-9_]{8}")  # what `session_aside` calls one in the making
+ASIDE = re.compile(r"\.making-[a-z0-9][a-z0-9._-]{0,63}-[a-z0-9_]{8}")  # what `session_aside` calls one in the making
 TRASH = ".trash"  # in the data directory; no session has such a name
 
 # What reading a session may raise that is damaged, or made by somebody else to look like one.
@@ -83,7 +83,7 @@ def session_aside(data_dir: Path, name: str) -> Iterator[Session]:
         try:
             data_dir.mkdir(parents=True, exist_ok=True)
             clear_killed(data_dir)
-            with directory_aside(path) as aside:
+            with directory_aside(path, "making-") as aside:
                 held.enter_context(Session(aside).lock())  # it tells others that somebody is at it
                 with contextlib.closing(furnish(aside)) as session:
                     yield session

@@ -47,13 +47,14 @@ def replace(aside: str | Path, path: Path) -> None:
 
 
 @contextlib.contextmanager
-def directory_aside(path: Path) -> Iterator[Path]:
+def directory_aside(path: Path, prefix: str = "") -> Iterator[Path]:
     """A directory to fill, which becomes `path` once it is whole: who is killed before leaves nothing there.
 
     Args:
         path: where there is nothing yet, or an empty directory.
+        prefix: of the directory's name until then, after a dot.
     """
-    aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-"))
+    aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{prefix}{path.name}-"))
     try:
         yield aside
         aside.chmod(0o755 & ~umask())  # mkdtemp lets nobody else read it

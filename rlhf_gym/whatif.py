@@ -42,7 +42,7 @@ from rlhf_gym.collect import expit, judge
 from rlhf_gym.config import FIXED, Config, UserError, flag
 from rlhf_gym.files import bytes_below
 from rlhf_gym.segments import Segment, load_clip
-from rlhf_gym.store import CLIP_BYTES, Clip, Pair, Session, finite
+from rlhf_gym.store import CLIP_BYTES, START, Clip, Pair, Session, finite
 from rlhf_gym.tables import clip_table, event_table, label_table, metric_table, pair_table
 from rlhf_gym.wishes import NONE
 
@@ -202,6 +202,8 @@ def begin(
         "info": info, **provenance.now(config), **trust.signed(config), "created": time.time(),
         "replay_of": asdict(original),
     }  # fmt: skip
+    if (taken := source.header().get("labels_from")) is not None:  # its round 0 is not asked again
+        header["labels_from"] = taken
     with catalog.session_aside(data_dir, name) as made:
         # forget comes with the labels that it is about; rounds are in the settings
         left = (*OF_THE_SOURCE, "forget", "rounds", "star")
@@ -214,19 +216,20 @@ def begin(
             attempt = source.newest_attempt(number)
             if attempt != NONE and not made.wishes().closed(number, attempt):
                 made.add_event("close", number, attempt=attempt)  # labels that are left out are not waited for
-        made.write_config(config, **header)
+        made.write_config(replace(config, goal=source.config.goal), **header)
         settle(made, config, given, 0)
     return catalog.open_session(data_dir, name)
 
 
 def refuse_another(there: Session, wanted: Config, original: Original, given: Mapping[str, Any]) -> None:
-    mine, config = original_of(there), there.config
-    elsewhere = any(getattr(config, name) != getattr(wanted, name) for name in KEPT)
+    mine = original_of(there)
+    elsewhere = any(getattr(there.config, name) != getattr(wanted, name) for name in KEPT)
     if mine is None or mine.session != original.session or elsewhere:
         raise UserError(
             f"Session {there.name!r} is there already and no replay of {original.session!r}: choose another --name."
         )
-    other = [flag(name) for name in given if name != "rounds" and getattr(config, name) != given[name]]
+    config = begun_with(there)
+    other = [flag(name) for name in given if name not in NOT_TRAINING and getattr(config, name) != given[name]]
     if mine.without != original.without:
         other.append("--without")
     if given.get("rounds", len(mine.until)) != len(mine.until):
@@ -236,6 +239,11 @@ def refuse_another(there: Session, wanted: Config, original: Original, given: Ma
             f"The replay {there.name!r} was begun with another {other[0]}: give what it was begun with, or choose "
             "another --name."
         )
+
+
+def begun_with(replayed: Session) -> Config:
+    """The settings of its untrained agent: it may have gone on with others."""
+    return trained_with(replayed, START).config if replayed.checkpoint(START).exists() else replayed.config
 
 
 def done(replayed: Session) -> bool:
@@ -407,11 +415,11 @@ def table(compared: list[dict[str, Any]], names: Mapping[str, str]) -> Table:
 
 def differences(source: Session, replayed: Session, original: Original) -> str:
     """What the replay did in another way, in a sentence."""
-    before, after = source.config, replayed.config
+    before, after = source.config, begun_with(replayed)
     changes = [
         f"{name} {getattr(before, name)!r} -> {getattr(after, name)!r}"
         for name in differing(before, after)
-        if name != "rounds"
+        if name not in NOT_TRAINING
     ]
     said = [f"with {', '.join(changes)}"] if changes else []
     if original.without:

@@ -145,6 +145,49 @@ def test_a_branch_of_a_branch(cwd: Path) -> None:
     same_tensors(*paths, ignore=("meta",))  # which holds --rounds
 
 
+def exported_goals(cwd: Path, name: str) -> set[str | None]:
+    result = command("export", name, f"out-{name}", "--format", "jsonl", cwd=cwd)
+    assert result.status == 0, result.err
+    return {json.loads(line)["goal"] for line in (cwd / f"out-{name}" / "labels.jsonl").read_text().splitlines()}
+
+
+def test_labels_keep_the_goal_they_were_given_under(cwd: Path, opened: Open) -> None:
+    path = cwd / "data" / "one" / "config.json"
+    header = json.loads(path.read_text())
+    header["config"]["goal"] = "Stay up"
+    path.write_text(json.dumps(header))
+    for number in (-1, 0, 1, 2):
+        state = load_state(opened("one").checkpoint(number))
+        meta = json.loads(state["meta"])
+        meta["config"] = json.loads(meta["config"])
+        meta["config"]["goal"] = "Stay up"
+        save_state(
+            opened("one").checkpoint(number),
+            state | {"meta": json.dumps(meta | {"config": json.dumps(meta["config"])})},
+        )
+    branched(cwd, "--round", "0", "--goal", "Stay left")
+    assert opened("two").goal() == "Stay left"
+    assert exported_goals(cwd, "two") == {"Stay up"}
+    assert command("replay", "one", "--goal", "Be still", "--rounds", "1", cwd=cwd).status == 0
+    assert opened("one-replay").goal() == "Be still"
+    assert exported_goals(cwd, "one-replay") == {"Stay up"}
+
+
+def test_forgotten_later_is_not_forgotten_even_in_a_copy(cwd: Path, opened: Open) -> None:
+    opened("one").forget(2)
+    for file in (cwd / "data" / "one" / "checkpoints").iterdir():
+        os.utime(file)  # as cp -r leaves it
+    said = branched(cwd)
+    assert "with 18 labels" in said
+    assert exported_goals(cwd, "two") == {""}
+
+
+def test_a_hidden_backup_is_left_alone(cwd: Path) -> None:
+    shutil.copytree(cwd / "data" / "one", cwd / "data" / ".one-20261127")
+    branched(cwd, "--round", "0")
+    assert (cwd / "data" / ".one-20261127" / "config.json").is_file()
+
+
 # ---------------------------------------------------------------------------------------------- what is in it
 
 
@@ -186,7 +229,7 @@ def test_what_came_later_is_not_in_it(cwd: Path, opened: Open) -> None:
 def test_what_was_asked_for_before_is_in_it(cwd: Path, opened: Open) -> None:
     one = opened("one")
     asked = [one.add_event("plan", 1, agent=-1, practice=False, attempt=-1), one.add_event("longer", 1),
-             one.add_event("close", 0, attempt=0), one.add_event("forget", 1, until_label=100)]  # fmt: skip
+             one.add_event("close", 0, attempt=0), one.add_event("forget", 1, until_label=6)]  # fmt: skip
     os.utime(one.checkpoint(0), (0, 0))  # of that round nothing was asked for before; of the one before it all was
     branched(cwd, "--round", "1")
     two = opened("two")
@@ -197,7 +240,7 @@ def test_what_was_asked_for_before_is_in_it(cwd: Path, opened: Open) -> None:
     branched(cwd, "--round", "1")
     two = opened("two")
     assert [e["id"] for e in two.events()] == asked
-    assert two.wishes().forgotten == 12  # the newest label there: those to come have numbers behind it
+    assert two.wishes().forgotten == 6
 
 
 def test_its_header_is_its_own(cwd: Path, opened: Open) -> None:

@@ -124,7 +124,9 @@ def test_it_is_a_session_like_any(cwd: Path, opened: Open) -> None:
     same_weights(cwd, "two", 3)
     one, two = opened("one"), opened("two")
     assert [p.id for p in two.pairs()] == [p.id for p in one.pairs()]
-    assert replayed(cwd, "--name", "two", "--rounds", "2").endswith("Replayed with the same settings and labels.\n")
+    assert command("resume", "two", "--gamma", "0.5", "--rounds", "3", cwd=cwd).status == 0  # it has gone on since
+    out = replayed(cwd, "--name", "two", "--rounds", "2", "--gamma", str(one.config.gamma), "--goal", "Be still")
+    assert out.endswith("Replayed with the same settings and labels.\n")
 
 
 def test_the_course_of_a_session_is_taken_again(cwd: Path, opened: Open) -> None:

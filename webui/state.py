@@ -392,7 +392,8 @@ def read_goals(session: Session) -> list[Goal]:
     """All goals, oldest first: the one the session began with, then each change."""
     first = Goal(text=session.config.goal, round=0, created=float(session.header().get("created") or 0.0))
     events = session.events("goal")
-    return [first] + [Goal(text=e["payload"]["text"], round=e["round"], created=e["created"]) for e in events]
+    later = [Goal(text=e["payload"]["text"], round=e["round"], created=e["created"]) for e in events]
+    return sorted([first, *later], key=lambda goal: goal.created)  # labels from another session bring older ones
 
 
 def counts_from(session: Session) -> int:
