@@ -83,6 +83,26 @@ def kept(row: dict[str, Any]) -> dict[str, Any]:
 # ---------------------------------------------------------------------------------------------- what comes of it
 
 
+def test_what_is_made_of_such_a_session_knows_whose_labels_it_has(given: Path, tmp_path: Path) -> None:
+    """Pairs that somebody else judged are not shown again as hidden repeats, one's own are."""
+    one_round = (*TINY, "--rounds", "1", "--session", "b", "--labels-from", given / "out")
+    for args in (
+        ("run", "CartPole-v1", *one_round), ("branch", "b", "whole", "--round", "0"),
+        ("branch", "b", "bare", "--round", "-1"), ("replay", "b", "--name", "again"),
+    ):  # fmt: skip
+        result = command(*args, cwd=tmp_path)
+        assert result.status == 0, result.err
+    headers = {
+        name: json.loads((tmp_path / "data" / name / "config.json").read_text())
+        for name in ("b", "whole", "bare", "again")
+    }
+    taken = headers["b"]["labels_from"]
+    assert {name: header.get("labels_from") for name, header in headers.items()} == {
+        "b": taken, "whole": taken, "bare": None, "again": taken,
+    }  # fmt: skip
+    assert taken["labels"] == 12
+
+
 def test_a_session_begins_with_the_labels_of_another_and_goes_on_with_new_pairs(given: Path, tmp_path: Path) -> None:
     result = command("run", "CartPole-v1", *TINY, "--labels-from", given / "out", cwd=tmp_path)
     assert result.status == 0, result.err
