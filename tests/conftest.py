@@ -235,3 +235,17 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     result = run(cwd)
     assert result.status == 0, result.err
     return cwd
+
+
+@pytest.fixture
+def opened(cwd: Path) -> Iterator[Callable[[str], Session]]:
+    """Sessions in data/ of a module's own `cwd`, closed at the end."""
+    there: list[Session] = []
+
+    def get(name: str) -> Session:
+        there.append(catalog.open_session(cwd / "data", name))
+        return there[-1]
+
+    yield get
+    for session in there:
+        session.close()

@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -49,20 +49,6 @@ def cwd(made: Path, tmp_path: Path) -> Path:
     """A copy of it, for tests that change something."""
     shutil.copytree(made, tmp_path, dirs_exist_ok=True)
     return tmp_path
-
-
-@pytest.fixture
-def opened(cwd: Path) -> Iterator[Open]:
-    """Sessions in cwd/data, closed at the end."""
-    there: list[Session] = []
-
-    def get(name: str) -> Session:
-        there.append(catalog.open_session(cwd / "data", name))
-        return there[-1]
-
-    yield get
-    for session in there:
-        session.close()
 
 
 def replayed(cwd: Path, *args: object, **options: Any) -> str:
