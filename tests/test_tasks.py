@@ -58,7 +58,7 @@ def test_a_backflip_is_a_whole_turn_backwards_landed_and_gone_on() -> None:
     standing, turning = hopping(np.zeros(4)), hopping(np.zeros(4), spin=-5)
     lying, forwards = hopping(np.zeros(4), height=0.2, spin=-5), hopping(np.zeros(4), spin=5)
     scores = [tasks.backflip(clip(x)) for x in (turning, standing, lying, forwards)]
-    assert scores == pytest.approx([2.4, 1.2, 0.4, 0])
+    assert scores == pytest.approx([6.5, 0.5, 1.0, -5.5])
 
 
 def test_the_hoppers_second_is_one_and_backwards_is_negative() -> None:

@@ -71,9 +71,12 @@ def car_height(clip: ScoredClip) -> float:
 
 
 def backflip(clip: ScoredClip) -> float:
-    """Hopper: how fast its torso turns backwards, and that high above the ground; lying there is worth nothing."""
+    """Hopper: how fast its torso turns backwards times how high it is, and a little for being upright.
+
+    Standing must be worth little, else an agent that stands never tries (docs/benchmarks.md).
+    """
     height, turning = clip.observations[:, 0], -clip.observations[:, HOPPER_SPIN]
-    return float((height * (1 + turning.clip(-10, 10) / 5))[live(clip)].mean())
+    return float((height * turning.clip(-10, 10) + 0.5 * upright(clip))[live(clip)].mean())
 
 
 def climbed(clip: ScoredClip) -> float:
@@ -91,11 +94,15 @@ def offset(episode: ScoredClip) -> float:
 
 def flips(episode: ScoredClip) -> float:
     """Hopper: 1 where it turned backwards by at least a whole turn, then stood upright, and went on for a second."""
-    angle, height = episode.observations[:, HOPPER_ANGLE], episode.observations[:, 0]
+    angle = episode.observations[:, HOPPER_ANGLE]
     turned = np.maximum.accumulate(angle) - angle >= 2 * np.pi
-    upright = (np.cos(angle) > 0.8) & (height > 0.9)
-    landed = np.flatnonzero(turned & upright)
+    landed = np.flatnonzero(turned & upright(episode))
     return float(len(landed) > 0 and landed[0] + HOPPER_SECOND < live(episode).sum())
+
+
+def upright(clip: ScoredClip) -> np.ndarray:
+    """(T,) Hopper: whether it stands."""
+    return (np.cos(clip.observations[:, HOPPER_ANGLE]) > 0.8) & (clip.observations[:, 0] > 0.9)
 
 
 def highest(episode: ScoredClip) -> float:
@@ -127,7 +134,8 @@ TASKS = {
     "walker": Task("Walker2d-v5", rounds=10, settings={"pairs_per_round": 35}),
     "backflip": Task(
         "Hopper-v5", rounds=10, taste="backflip", measure="flips", at_least=0.8,
-        settings={"pairs_per_round": 45, "env_kwargs": {"terminate_when_unhealthy": False}},
+        settings={"pairs_per_round": 45, "clip_seconds": 0.8, "soften_policy": 0.3,
+                  "env_kwargs": {"terminate_when_unhealthy": False, "max_episode_steps": 400}},
     ),
     "dot": Task("rlhf_gym/Dot-v0", rounds=5, at_least=41.6, settings={"pairs_per_round": 10}),
     "pong": Task("ALE/Pong-v5", rounds=25, at_least=18),

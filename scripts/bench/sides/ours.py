@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT))
 
 CLIP_STEPS = 25  # of the reward model's clips
+LONG = {"LunarLander-v3": ("--gamma", "0.999", "--gae-lambda", "0.98")}  # the true reward pays for a landing far ahead
 
 # ---------------------------------------------------------------------------------------------- commands
 
@@ -69,7 +70,7 @@ def cartpole(seed: int, steps: int, stop_at: float) -> dict[str, Any]:
 
 def plain(seed: int, env_id: str, steps: int) -> dict[str, Any]:
     """Plain PPO; the program evaluates the agent over 20 episodes."""
-    words = ["--env-id", env_id, "--reward", "env", "--steps", str(steps), "--seed", str(seed)]
+    words = ["--env-id", env_id, "--reward", "env", "--steps", str(steps), "--seed", str(seed), *LONG.get(env_id, ())]
     said = read_training(run_program("rlhf_gym.train", *words)[0])
     return {**said, "steps/s": said["steps"] / said["training, s"], "last 100 episodes": said["lately"]}
 
