@@ -186,8 +186,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         num_steps=256, num_minibatches=16, clip_vloss=False, normalize_obs=True, soften_policy=0.1,
     ),
     "box2d": dict(
-        agent_steps_per_round=100_000, pairs_per_round=30, num_envs=16, num_steps=256, num_minibatches=32, gamma=0.999,
-        gae_lambda=0.98, update_epochs=4, learning_rate=5e-4, clip_vloss=False, normalize_obs=True,
+        agent_steps_per_round=100_000, pairs_per_round=30, num_envs=16, num_steps=256, num_minibatches=32,
+        update_epochs=4, learning_rate=5e-4, clip_vloss=False, normalize_obs=True, reward_steps=300,
+        reward_clip_steps=32, ends_alike=1e9,  # a landing and a crash are both ends
     ),
     "mujoco": MUJOCO,
     "mujoco-falls": MUJOCO | dict(soften_policy=0.3),  # one that fears to fall stands still (docs/benchmarks.md)
