@@ -4,7 +4,8 @@
     python scripts/bench/ceiling.py Hopper-v5 --steps 1000000 --seeds 1 2 3
 
 Adds a line for each seed to ceilings.jsonl in the data directory (rlhf_gym/baselines.py has the format). Settings are
-those of the environment's preset, and any can be given. How high it gets depends on the steps: they are told with it.
+those of the environment's preset, and any can be given: LunarLander-v3 wants `--gamma 0.999 --gae-lambda 0.98`. The
+steps are told with it, since it depends on them how high it gets.
 """
 
 from __future__ import annotations

@@ -70,6 +70,11 @@ def car_height(clip: ScoredClip) -> float:
     return float(np.sin(3 * clip.observations[:, 0]).mean())
 
 
+def upright(clip: ScoredClip) -> np.ndarray:
+    """(T,) Hopper: whether it stands."""
+    return (np.cos(clip.observations[:, HOPPER_ANGLE]) > 0.8) & (clip.observations[:, 0] > 0.9)
+
+
 def backflip(clip: ScoredClip) -> float:
     """Hopper: how fast its torso turns backwards times how high it is, and a little for being upright.
 
@@ -98,11 +103,6 @@ def flips(episode: ScoredClip) -> float:
     turned = np.maximum.accumulate(angle) - angle >= 2 * np.pi
     landed = np.flatnonzero(turned & upright(episode))
     return float(len(landed) > 0 and landed[0] + HOPPER_SECOND < live(episode).sum())
-
-
-def upright(clip: ScoredClip) -> np.ndarray:
-    """(T,) Hopper: whether it stands."""
-    return (np.cos(clip.observations[:, HOPPER_ANGLE]) > 0.8) & (clip.observations[:, 0] > 0.9)
 
 
 def highest(episode: ScoredClip) -> float:
