@@ -77,7 +77,7 @@ def shown(value: Any) -> str:
     if isinstance(value, int):
         return str(value)
     if isinstance(value, float):
-        return "none" if value == float("-inf") else f"{value:g}"
+        return "none" if value == float("-inf") else exactly(value)
     return json.dumps(value) if isinstance(value, dict) else value or "empty"
 
 
