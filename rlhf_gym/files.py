@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import secrets
 import shutil
 import tempfile
 import time
@@ -16,9 +17,9 @@ MARK = b"rlhf-gym sha256 "  # then 32 bytes, at the end of a file: torch itself 
 
 def write_atomic(path: Path, data: bytes, durable: bool = True) -> None:
     """Writes a file aside, flushes it to disk and renames it into place: readers see the old or the new, whole."""
-    handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    aside = path.with_name(f".{path.name}-{secrets.token_hex(8)}")  # not mkstemp, whose files nobody else may read
     try:
-        with os.fdopen(handle, "wb") as file:
+        with aside.open("xb") as file:
             file.write(data)
             if durable:
                 file.flush()
@@ -26,7 +27,7 @@ def write_atomic(path: Path, data: bytes, durable: bool = True) -> None:
         replace(aside, path)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(aside)
+            aside.unlink()
         raise
     if durable and os.name == "posix":  # the rename itself must reach the disk too
         directory = os.open(path.parent, os.O_RDONLY)

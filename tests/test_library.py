@@ -201,6 +201,14 @@ def test_other_actions_and_other_images_are_refused(pendulum: Path, pong: Path) 
         rlhf_gym.RewardWrapper(gymnasium.make("ALE/Pong-v5"), rlhf_gym.load(pong))
 
 
+def test_load_leaves_the_random_numbers_of_its_caller_alone(cartpole: Path) -> None:
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    rlhf_gym.load(cartpole)
+    assert torch.equal(torch.rand(3), expected)
+
+
 def test_a_session_made_on_a_gpu_loads_on_a_cpu(cartpole: Path, tmp_path: Path) -> None:
     shutil.copytree(cartpole, tmp_path / "gpu-1")
     path = tmp_path / "gpu-1" / "checkpoints" / "r000.pt"

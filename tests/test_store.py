@@ -569,6 +569,17 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyt
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.skipif(os.name != "posix", reason="Windows has no umask")
+@pytest.mark.parametrize("mask", [0o022, 0o077])
+def test_a_file_can_be_read_by_whom_the_user_lets_read(tmp_path: Path, mask: int) -> None:
+    before = os.umask(mask)
+    try:
+        files.write_atomic(tmp_path / "film.mp4", b"1")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "film.mp4").stat().st_mode & 0o777 == 0o666 & ~mask
+
+
 def test_a_durable_file_is_flushed_before_it_is_renamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
     real_fsync, real_replace = os.fsync, os.replace

@@ -129,7 +129,7 @@ def run_all(jobs: list[Job], at_once: int, out: Path | None) -> list[dict[str, A
         known = {r["key"]: r for r in map(json.loads, out.read_text().splitlines())}
     results = [known[job.key()] for job in jobs if job.key() in known]
     missing = [job for job in jobs if job.key() not in known]
-    os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // at_once))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // at_once)))
     with concurrent.futures.ProcessPoolExecutor(
         at_once, multiprocessing.get_context("spawn"), max_tasks_per_child=1
     ) as pool:
