@@ -193,9 +193,9 @@ PRESETS: dict[str, dict[str, Any]] = {
     "mujoco": MUJOCO,
     "mujoco-falls": MUJOCO | dict(soften_policy=0.3),  # one that fears to fall stands still (docs/benchmarks.md)
     "atari": dict(
-        agent_steps_per_round=100_000, pairs_per_round=40, clip_coef=0.1, reward_learning_rate=3e-4,
-        reward_batch_pairs=16, reward_steps=300, reward_epochs=30, reward_init="previous", reward_weight_decay=1e-2,
-        reward_sees_action=False,
+        agent_steps_per_round=100_000, pairs_per_round=40, learning_rate=5e-4, anneal_lr=False, num_minibatches=8,
+        reward_learning_rate=3e-4, reward_batch_pairs=16, reward_steps=600, reward_epochs=100, reward_clip_steps=8,
+        reward_init="previous", reward_weight_decay=1e-2, reward_sees_action=False,
     ),
     "pixels": dict(
         agent_steps_per_round=20_000, pairs_per_round=20, learning_rate=5e-4, clip_vloss=False,

@@ -173,7 +173,7 @@ def prepare(loop: Loop) -> None:
     if config.checkpoint_iterations == 0:
         seconds = measure_iteration(loop)
         # A power of two, and some way below the limit, so that the stopwatch's noise seldom changes it: the
-        # environments start anew there, so runs with another interval are other runs.
+        # environments begin anew at every eighth of them, so runs with another interval are other runs.
         every = 2 ** max(0, math.floor(math.log2(0.8 * MAX_CHECKPOINT_SECONDS / seconds)))
         loop.config = replace(config, checkpoint_iterations=every)
         session.write_config(loop.config, seconds_per_iteration=seconds)

@@ -28,12 +28,13 @@ from torch import Tensor, nn
 from rlhf_gym import fast
 from rlhf_gym.config import Config
 from rlhf_gym.envs import EnvInfo, Envs
-from rlhf_gym.episodes import EpisodeTracker, Stopwatch
+from rlhf_gym.episodes import Stopwatch
 from rlhf_gym.fast import VectorLearner
 from rlhf_gym.honesty import mistake_rate, reward_metrics
 from rlhf_gym.labels import Labels
 from rlhf_gym.normalizer import Normalizer
 from rlhf_gym.seeds import seed_from
+from rlhf_gym.stretch import Stretch
 from rlhf_gym.team import Team
 
 REFERENCE_STEPS = 25.0  # a clip's reward is its mean per step times this, so clips of any length compare alike
@@ -520,8 +521,8 @@ def train_agent(
 ) -> int:
     """PPO for at least `steps` steps.
 
-    Randomness comes from seed_path alone. At every multiple of config.checkpoint_iterations the environments start
-    anew, saved or not, so that a run that was killed and resumed equals one that was not, bit for bit.
+    Randomness comes from seed_path alone. From a checkpoint the actions since the environments began are played again
+    (see `Stretch`), so that a run that was killed and resumed equals one that was not, bit for bit.
 
     Args:
         score: fills in the rewards to learn from, of a rollout and its true rewards (see `RewardModel.score`).
@@ -541,7 +542,7 @@ def train_agent(
     per_iteration = config.num_envs * config.num_steps * team.size
     iterations = max(1, math.ceil(steps / per_iteration))
     every = config.checkpoint_iterations or iterations
-    begin = 0
+    stretch, begin = Stretch(config, team, seed_path, every, agent.to_env), 0
     if state is not None:
         agent.load_state_dict(state["agent"])
         optimizer.load_state_dict(state["optimizer"])
@@ -550,23 +551,22 @@ def train_agent(
             generator.set_state(state["generator"])
         else:  # the session went on on another kind of device
             generator.manual_seed(seed_from(*seed_path, begin))
-    vec, iteration, tracker = None, begin - 1, EpisodeTracker(config.num_envs)
-    with contextlib.ExitStack() as closing:
+    iteration = begin - 1
+    with contextlib.closing(stretch):
         for iteration in range(begin, iterations):
             clock, watch = time.perf_counter(), Stopwatch()
-            if vec is None or iteration % every == 0:
-                closing.close()
+            if iteration == begin or iteration % every == 0:
                 team.begin(generator, seed_path, iteration)
-                vec = Envs(config, config.num_envs, (*seed_path, iteration))
-                closing.callback(vec.close)
-                obs = vec.reset()
-                tracker.begin(vec.info.max_episode_steps)
+                stretch.go_on(iteration, (state or {}).get("stretch") if iteration == begin else None)
                 if save is not None and (iteration > begin or state is None):
                     whole = {"agent": agent.state_dict(), "optimizer": optimizer.state_dict(), "iteration": iteration}
-                    save({**whole, "generator": generator.get_state()})
+                    save({**whole, "generator": generator.get_state(), "stretch": stretch.state()})
             if config.anneal_lr:
                 optimizer.param_groups[0]["lr"] = config.learning_rate * (1 - iteration / iterations)
-            roll, obs, true_rewards = rollout(agent, vec, obs, config, generator, device, watch, learner)
+            roll, obs, true_rewards = rollout(
+                agent, stretch.vec, stretch.obs, config, generator, device, watch, learner
+            )
+            stretch.add(roll.actions, obs)
             watch.lap("inference")
             score(roll, true_rewards)
             watch.lap("reward")
@@ -581,8 +581,8 @@ def train_agent(
             over = roll.terminated & (config.episode_ends == "absorb")
             after = torch.where(over, roll.absorbing, torch.nan)
             numbers = [x.cpu().numpy() for x in (roll.rewards, roll.terminated | roll.truncated, after)]
-            tracker.add(true_rewards, *numbers)
-            metrics |= tracker.means() | watch.shares()
+            stretch.tracker.add(true_rewards, *numbers)
+            metrics |= stretch.tracker.means() | watch.shares()
             residual = (returns - roll.values).var() / returns.var().clamp_min(1e-8)
             metrics["losses/explained_variance"] = 1 - float(residual)
             metrics["charts/predicted_reward"] = float(roll.rewards.mean())

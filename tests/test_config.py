@@ -272,6 +272,7 @@ ORDER = [
     {"cards", "drawing", "parquet", "trajectories"},
     {"adopt", "labels", "labelers"},
     {"fast", "honesty", "normalizer", "team"},
+    {"stretch"},
     {"train"},
     {"board"},
     {"checkpoints", "monitor", "doctor", "succession", "verdicts"},
@@ -318,7 +319,8 @@ NEEDS_ONLY = {
     "fast": {"config"},
     "honesty": {"episodes", "store"},
     "team": {"config", "seeds"},
-    "train": {"config", "envs", "episodes", "fast", "honesty", "labels", "normalizer", "seeds", "team"},
+    "stretch": {"config", "envs", "episodes", "team"},
+    "train": {"config", "envs", "episodes", "fast", "honesty", "labels", "normalizer", "seeds", "stretch", "team"},
 }
 
 

@@ -82,12 +82,11 @@ def test_another_seed_gives_another_agent(whole: Path, tmp_path: Path) -> None:
         same_tensors(*paths, ignore=("meta",))
 
 
-def test_every_checkpoint_interval_shows_where_it_may_resume(tmp_path: Path, whole: Path) -> None:
-    """Environments begin anew at in-phase checkpoints, so their interval belongs to what makes an agent."""
+def test_where_it_may_resume_does_not_show(tmp_path: Path, whole: Path) -> None:
+    """The environments go on past in-phase checkpoints, so that their interval makes no other agent in a short round."""
     assert run(tmp_path, "--checkpoint-iterations", "3", "--rounds", "1").status == 0
     paths = [cwd / "data" / "one" / "checkpoints" / "r000.pt" for cwd in (whole, tmp_path)]
-    with pytest.raises(AssertionError, match="/agent/"):
-        same_tensors(*paths, ignore=("meta",))
+    assert same_tensors(*paths, ignore=("meta",)) > 10
 
 
 def test_clips_and_videos_of_a_synthetic_session_on_request(tmp_path: Path) -> None:

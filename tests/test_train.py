@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from gymnasium import spaces
 
-from rlhf_gym import envs, train
+from rlhf_gym import envs, stretch, train
 from rlhf_gym.collect import Cutter
 from rlhf_gym.config import Config, resolve
 from rlhf_gym.envs import EnvInfo, Envs
@@ -829,11 +829,13 @@ def test_training_the_reward_model_goes_on_bit_for_bit(info, drawn):
         assert same(resumed.state_dict(), whole.state_dict())
 
 
-@pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1", "rlhf_gym/Dot-v0"])
-def test_training_the_agent_goes_on_bit_for_bit(env_id):
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1", "rlhf_gym/Dot-v0", "ALE/Pong-v5"])
+@pytest.mark.parametrize("checkpoints", [8, 1])
+def test_training_the_agent_goes_on_bit_for_bit(env_id, checkpoints, monkeypatch):
+    monkeypatch.setattr(stretch, "CHECKPOINTS", checkpoints)  # the environments stay as they are, or begin anew
     config = Config(
         env_id=env_id, num_envs=2, num_steps=16, update_epochs=2, checkpoint_iterations=2,
-        normalize_obs=env_id != "rlhf_gym/Dot-v0", frame_stack=2,
+        normalize_obs=env_id not in ("rlhf_gym/Dot-v0", "ALE/Pong-v5"), frame_stack=2,
     )  # fmt: skip
     vec = Envs(config, 1, (0,))
     info = vec.info
@@ -867,6 +869,40 @@ def test_training_the_agent_goes_on_bit_for_bit(env_id):
         assert again == [s["iteration"] for s in saved if s["iteration"] > state["iteration"]]
 
 
+def test_an_episode_outlasts_checkpoints_killed_or_not():
+    config = dataclasses.replace(
+        CARTPOLE, env_id="Pendulum-v1", num_steps=32, update_epochs=1, num_minibatches=1, checkpoint_iterations=1
+    )
+    info = envs.describe(config)
+    model, common = RewardModel(info, config), dict(steps=8 * 64, seed_path=(1,))
+
+    def told(state=None, save=None) -> dict[str, float]:
+        reports: list[dict[str, float]] = []
+        train.train_agent(
+            Agent(info, config), model.score, config, CPU, **common, state=state, save=save,
+            report=lambda done, total, metrics: reports.append(metrics),
+        )  # fmt: skip
+        return {k: v for k, v in reports[-1].items() if k.startswith("charts/") and k != "charts/SPS"}
+
+    saved: list[dict] = []
+    torch.manual_seed(4)
+    whole = told(save=lambda state: saved.append(copy.deepcopy(state)))
+    assert whole["charts/episode_length"] == 200  # of 32 steps between two checkpoints
+    assert len(saved) == 8
+    assert told(saved[5]) == whole  # it knows what the first 160 steps brought
+
+
+def test_what_an_older_version_saved_goes_on_in_new_environments():
+    config = dataclasses.replace(CARTPOLE, num_steps=16, checkpoint_iterations=2)
+    saved: list[dict] = []
+    common = dict(steps=5 * 32, seed_path=(1,))
+    train.train_agent(Agent(VECTOR, config), TrueReward(config), config, CPU, **common, save=saved.append)
+    del saved[1]["stretch"]
+    agent = Agent(VECTOR, config)
+    assert train.train_agent(agent, TrueReward(config), config, CPU, **common, state=saved[1]) == 5 * 32
+    assert all(torch.isfinite(p).all() for p in agent.parameters())
+
+
 def test_no_two_stretches_of_training_meet_the_same_episodes(monkeypatch):
     paths = []
 
@@ -875,10 +911,10 @@ def test_no_two_stretches_of_training_meet_the_same_episodes(monkeypatch):
             paths.append(seed_path)
             super().__init__(config, num_envs, seed_path)
 
-    monkeypatch.setattr(train, "Envs", Noted)
-    config = dataclasses.replace(CARTPOLE, num_steps=16, checkpoint_iterations=2)
+    monkeypatch.setattr(stretch, "Envs", Noted)
+    config = dataclasses.replace(CARTPOLE, num_steps=16, checkpoint_iterations=1)
     for path in ((1, 0, 2), (1, 1, 2)):
-        train.train_agent(Agent(VECTOR, config), TrueReward(config), config, CPU, steps=5 * 32, seed_path=path)
+        train.train_agent(Agent(VECTOR, config), TrueReward(config), config, CPU, steps=17 * 32, seed_path=path)
     assert len(paths) == len(set(paths)) == 6
 
 

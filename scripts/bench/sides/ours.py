@@ -173,7 +173,8 @@ def reward(seed: int, pairs: int, device: str) -> dict[str, Any]:
         "reward_batch_pairs": 32,
     }
     info = envs.describe(Config(**given))
-    config = resolve({**given, "reward_epochs": 1, "reward_steps": 10**6}, info.kind)
+    whole: dict[str, Any] = {"reward_epochs": 1, "reward_steps": 10**6, "reward_clip_steps": 0}
+    config = resolve({**given, **whole}, info.kind)
     where = checkpoints.pick_device(config, info)
     same: dict[str, Any] = dict(round=0, attempt=0, kind="uniform", repeat_of=None, p_left=None, disagreement=None)
     rows = [
