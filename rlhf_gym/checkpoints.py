@@ -39,7 +39,7 @@ def pick_device(config: Config, info: EnvInfo) -> torch.device:
 
 def new_agent(info: EnvInfo, config: Config, device: torch.device) -> Agent:
     """An untrained agent; where observations are normalised, by the statistics of its own first steps."""
-    torch.manual_seed(seed_from(config.seed, PHASE_SEED["start"]))
+    torch.default_generator.manual_seed(seed_from(config.seed, PHASE_SEED["start"]))
     agent = Agent(info, config).to(device)
     if agent.normalizer is not None:
         vec = Envs(config, config.num_envs, (config.seed, PHASE_SEED["start"]))
@@ -51,7 +51,7 @@ def new_agent(info: EnvInfo, config: Config, device: torch.device) -> Agent:
 
 
 def new_reward_model(info: EnvInfo, config: Config, device: torch.device, round: int) -> RewardModel:
-    torch.manual_seed(seed_from(config.seed, round, PHASE_SEED["train_reward"]))
+    torch.default_generator.manual_seed(seed_from(config.seed, round, PHASE_SEED["train_reward"]))
     model = RewardModel(info, config).to(device)
     model.regions = score_regions(config)
     if config.fast and info.image:

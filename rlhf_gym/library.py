@@ -65,8 +65,7 @@ def load(session_dir: str | os.PathLike[str], round: int | None = None, device: 
     Raises:
         UserError: there is no such session or round, or it cannot be read.
     """
-    gpus = range(torch.cuda.device_count())
-    with opened(session_dir) as session, torch.random.fork_rng(gpus):  # your own seed goes on as if nothing had been
+    with opened(session_dir) as session, torch.random.fork_rng([]):  # your own seed goes on as if nothing had been
         config = session.config
         snapshot = Snapshot.load(session.checkpoint(session.resolve_round(round)), device, of=config)
         return Taught(session.name, snapshot.round, snapshot.config, snapshot.info, snapshot.agent, snapshot.reward,

@@ -14,21 +14,22 @@ from rlhf_gym.envs import Envs
 from rlhf_gym.episodes import EpisodeTracker
 from rlhf_gym.team import Team
 
-CHECKPOINTS = 8  # of a stretch, at most a minute apart: no more than their actions are kept and played again
+CHECKPOINTS = 8  # in-phase ones, a minute apart at most, after which environments begin anew: so little is played again
 
 
 class Stretch:
-    """Environments from one beginning to the next, several in-phase checkpoints later.
+    """The environments of a training, from where they began until they begin anew, `CHECKPOINTS` checkpoints later.
 
     Few environments can be saved, but they repeat themselves for the same seeds and actions: so what the agent did is
-    saved, and played again. An episode longer than the time between two checkpoints is seen to its end all the same.
+    saved, and played again. An episode longer than the time between two checkpoints is seen to its end, unless the
+    stretch ends first.
 
     Args:
         config: with this process's share of the environments.
         team: the processes that train together.
         seed_path: names this use of the environments, see `Envs`.
         every: iterations between two checkpoints.
-        to_env: an agent's, from actions (N,) or (N, A) to what the environments take.
+        to_env: as `Agent.to_env`, for actions that lie on the CPU.
     """
 
     vec: Envs
@@ -53,9 +54,11 @@ class Stretch:
         Args:
             saved: what `state` gave where a training stopped that is now resumed, if anything.
         """
-        self.actions += [self.team.gathered(actions[None]).cpu() for actions in self.newest]
+        if self.newest and iteration % self.length:
+            newest = self.team.gathered(torch.stack(self.newest)[None])  # (processes, iterations, T, N, …)
+            self.actions += list(newest.unbind(1))
         self.newest = []
-        if saved is not None and self._fits(saved["actions"]):
+        if saved is not None and self._fits(saved):
             self._begin(saved["since"])
             self.actions = list(saved["actions"])
             for played in self.actions:
@@ -65,19 +68,22 @@ class Stretch:
         elif self.since < 0 or iteration % self.length == 0:
             self._begin(iteration)
 
-    def _fits(self, actions: list[Tensor]) -> bool:
+    def _fits(self, saved: dict[str, Any]) -> bool:
         """Whether as many processes with as many environments each were at it."""
-        return all(a.shape[0] == self.team.size and a.shape[2] == self.config.num_envs for a in actions)
+        as_many = (len(a) == self.team.size for a in saved["actions"])
+        return saved["running"].shape == self.tracker.running.shape and all(as_many)
 
     def _begin(self, iteration: int) -> None:
         self.close()
         self.vec = Envs(self.config, self.config.num_envs, (*self.seed_path, iteration))
-        self.since, self.actions, self.obs = iteration, [], self.vec.reset()
+        self.since, self.actions = iteration, []
+        self.obs = self.vec.reset()
         self.tracker.begin(self.vec.info.max_episode_steps)
 
     def add(self, actions: Tensor, obs: np.ndarray) -> None:
         """Takes in the actions (T, N) or (T, N, A) of an iteration, and what is seen after it (N, *obs_shape)."""
-        self.newest.append(actions)
+        if self.config.checkpoint_iterations:  # else nothing is ever resumed
+            self.newest.append(actions.cpu())
         self.obs = obs
 
     def state(self) -> dict[str, Any]:

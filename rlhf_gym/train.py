@@ -542,7 +542,7 @@ def train_agent(
     per_iteration = config.num_envs * config.num_steps * team.size
     iterations = max(1, math.ceil(steps / per_iteration))
     every = config.checkpoint_iterations or iterations
-    stretch, begin = Stretch(config, team, seed_path, every, agent.to_env), 0
+    stretch, begin = Stretch(config, team, seed_path, every, lambda actions: agent.to_env(actions.to(device))), 0
     if state is not None:
         agent.load_state_dict(state["agent"])
         optimizer.load_state_dict(state["optimizer"])
@@ -554,15 +554,15 @@ def train_agent(
     iteration = begin - 1
     with contextlib.closing(stretch):
         for iteration in range(begin, iterations):
-            clock, watch = time.perf_counter(), Stopwatch()
             if iteration == begin or iteration % every == 0:
                 team.begin(generator, seed_path, iteration)
                 stretch.go_on(iteration, (state or {}).get("stretch") if iteration == begin else None)
                 if save is not None and (iteration > begin or state is None):
                     whole = {"agent": agent.state_dict(), "optimizer": optimizer.state_dict(), "iteration": iteration}
                     save({**whole, "generator": generator.get_state(), "stretch": stretch.state()})
-            if config.anneal_lr:
-                optimizer.param_groups[0]["lr"] = config.learning_rate * (1 - iteration / iterations)
+            share = 1 - iteration / iterations if config.anneal_lr else 1.0
+            optimizer.param_groups[0]["lr"] = config.learning_rate * share
+            clock, watch = time.perf_counter(), Stopwatch()
             roll, obs, true_rewards = rollout(
                 agent, stretch.vec, stretch.obs, config, generator, device, watch, learner
             )

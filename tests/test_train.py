@@ -830,9 +830,9 @@ def test_training_the_reward_model_goes_on_bit_for_bit(info, drawn):
 
 
 @pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1", "rlhf_gym/Dot-v0", "ALE/Pong-v5"])
-@pytest.mark.parametrize("checkpoints", [8, 1])
+@pytest.mark.parametrize("checkpoints", [8, 2, 1])
 def test_training_the_agent_goes_on_bit_for_bit(env_id, checkpoints, monkeypatch):
-    monkeypatch.setattr(stretch, "CHECKPOINTS", checkpoints)  # the environments stay as they are, or begin anew
+    monkeypatch.setattr(stretch, "CHECKPOINTS", checkpoints)  # when the environments begin anew
     config = Config(
         env_id=env_id, num_envs=2, num_steps=16, update_epochs=2, checkpoint_iterations=2,
         normalize_obs=env_id not in ("rlhf_gym/Dot-v0", "ALE/Pong-v5"), frame_stack=2,
@@ -841,7 +841,7 @@ def test_training_the_agent_goes_on_bit_for_bit(env_id, checkpoints, monkeypatch
     info = vec.info
     vec.close()
     model = RewardModel(info, config)
-    common = dict(steps=5 * 32, seed_path=(1, 3, 2), warmup=3)
+    common = dict(steps=7 * 32, seed_path=(1, 3, 2), warmup=3)
 
     def fresh() -> Agent:
         torch.manual_seed(4)
@@ -853,9 +853,9 @@ def test_training_the_agent_goes_on_bit_for_bit(env_id, checkpoints, monkeypatch
         whole, model.score, config, CPU, **common,
         save=lambda state: saved.append(copy.deepcopy(state)), report=lambda *a: reports.append(a),
     )  # fmt: skip
-    assert done == 160
-    assert [s["iteration"] for s in saved] == [0, 2, 4]
-    assert [r[:2] for r in reports] == [(32 * i, 160) for i in range(1, 6)]
+    assert done == 224
+    assert [s["iteration"] for s in saved] == [0, 2, 4, 6]
+    assert [r[:2] for r in reports] == [(32 * i, 224) for i in range(1, 8)]
     alone = fresh()  # neither saving nor reporting changes anything
     train.train_agent(alone, model.score, config, CPU, **common)
     assert same(alone.state_dict(), whole.state_dict())
@@ -892,15 +892,62 @@ def test_an_episode_outlasts_checkpoints_killed_or_not():
     assert told(saved[5]) == whole  # it knows what the first 160 steps brought
 
 
-def test_what_an_older_version_saved_goes_on_in_new_environments():
-    config = dataclasses.replace(CARTPOLE, num_steps=16, checkpoint_iterations=2)
+@pytest.mark.parametrize("number", [0, 1, 2])
+@pytest.mark.parametrize("what", ["older version", "fewer environments", "more environments"])
+def test_what_does_not_fit_goes_on_in_new_environments(what, number, monkeypatch):
+    paths = []
+
+    class Noted(Envs):
+        def __init__(self, config, num_envs, seed_path):
+            paths.append(seed_path)
+            super().__init__(config, num_envs, seed_path)
+
+    config = dataclasses.replace(CARTPOLE, num_envs=2, num_steps=16, num_minibatches=1, checkpoint_iterations=2)
     saved: list[dict] = []
-    common = dict(steps=5 * 32, seed_path=(1,))
-    train.train_agent(Agent(VECTOR, config), TrueReward(config), config, CPU, **common, save=saved.append)
-    del saved[1]["stretch"]
+    train.train_agent(
+        Agent(VECTOR, config), TrueReward(config), config, CPU, steps=5 * 32, seed_path=(1,),
+        save=lambda state: saved.append(copy.deepcopy(state)),
+    )  # fmt: skip
+    if what == "older version":
+        del saved[number]["stretch"]
+    config = dataclasses.replace(config, num_envs={"fewer environments": 1, "more environments": 4}.get(what, 2))
+    monkeypatch.setattr(stretch, "Envs", Noted)
     agent = Agent(VECTOR, config)
-    assert train.train_agent(agent, TrueReward(config), config, CPU, **common, state=saved[1]) == 5 * 32
-    assert all(torch.isfinite(p).all() for p in agent.parameters())
+    steps = 5 * 16 * config.num_envs
+    done = train.train_agent(agent, TrueReward(config), config, CPU, steps=steps, seed_path=(1,), state=saved[number])
+    assert done == steps
+    assert paths == [(1, 2 * number)]
+    assert any(not torch.equal(p, saved[number]["agent"][n]) for n, p in agent.state_dict().items())
+
+
+def test_environments_that_cannot_begin_are_closed_all_the_same(monkeypatch):
+    closed = []
+
+    class Fails(Envs):
+        def reset(self):
+            raise OSError("no")
+
+        def close(self):
+            closed.append(self)
+            super().close()
+
+    monkeypatch.setattr(stretch, "Envs", Fails)
+    with pytest.raises(OSError, match="no"):
+        train.train_agent(Agent(VECTOR, CARTPOLE), TrueReward(CARTPOLE), CARTPOLE, CPU, steps=1, seed_path=(1,))
+    assert len(closed) == 1
+
+
+def test_a_step_size_given_at_a_resume_holds_at_once():
+    config = dataclasses.replace(CARTPOLE, num_steps=16, checkpoint_iterations=2, anneal_lr=False)
+    saved: list[dict] = []
+    common = dict(steps=3 * 16 * config.num_envs, seed_path=(1,))
+    train.train_agent(Agent(VECTOR, config), TrueReward(config), config, CPU, **common,
+                      save=lambda state: saved.append(copy.deepcopy(state)))  # fmt: skip
+    still = dataclasses.replace(config, learning_rate=1e-8)
+    agent = Agent(VECTOR, still)
+    train.train_agent(agent, TrueReward(still), still, CPU, **common, state=saved[1])
+    before = saved[1]["agent"]
+    assert all(torch.allclose(p, before[n], atol=1e-5) for n, p in agent.named_parameters())
 
 
 def test_no_two_stretches_of_training_meet_the_same_episodes(monkeypatch):

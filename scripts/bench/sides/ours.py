@@ -97,7 +97,7 @@ def atari(seed: int, iterations: int, num_steps: int, device: str) -> dict[str, 
     from rlhf_gym.train import train_agent
 
     cleanrl: dict[str, Any] = dict(num_envs=8, num_steps=num_steps, num_minibatches=4, update_epochs=4, ensemble_size=3)
-    cleanrl |= dict(reward_sees_action=True)  # as the peer's
+    cleanrl |= dict(learning_rate=2.5e-4, anneal_lr=True, clip_coef=0.1, reward_sees_action=True)  # as the peer's
     given: dict[str, Any] = {"env_id": "ALE/Pong-v5", "seed": seed, "device": device, **cleanrl}
     info = envs.describe(Config(**given))
     config = resolve(given, info.kind)
@@ -173,8 +173,8 @@ def reward(seed: int, pairs: int, device: str) -> dict[str, Any]:
         "reward_batch_pairs": 32,
     }
     info = envs.describe(Config(**given))
-    whole: dict[str, Any] = {"reward_epochs": 1, "reward_steps": 10**6, "reward_clip_steps": 0}
-    config = resolve({**given, **whole}, info.kind)
+    one_epoch: dict[str, Any] = {"reward_epochs": 1, "reward_steps": 10**6, "reward_clip_steps": 0}
+    config = resolve({**given, **one_epoch}, info.kind)
     where = checkpoints.pick_device(config, info)
     same: dict[str, Any] = dict(round=0, attempt=0, kind="uniform", repeat_of=None, p_left=None, disagreement=None)
     rows = [
