@@ -196,6 +196,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         agent_steps_per_round=100_000, pairs_per_round=40, learning_rate=5e-4, anneal_lr=False, num_minibatches=8,
         reward_learning_rate=3e-4, reward_batch_pairs=16, reward_steps=600, reward_epochs=100, reward_clip_steps=8,
         reward_init="previous", reward_weight_decay=1e-2, reward_sees_action=False,
+        soften_policy=0.1,  # what the first, mistaken rewards taught is not tried out of it again (docs/benchmarks.md)
     ),
     "pixels": dict(
         agent_steps_per_round=20_000, pairs_per_round=20, learning_rate=5e-4, clip_vloss=False,
