@@ -189,7 +189,10 @@ def measure_iteration(loop: Loop) -> float:
     config, agent = loop.config, checkpoints.new_agent(loop.info, loop.config, loop.device)
     model = checkpoints.new_reward_model(loop.info, config, loop.device, 0)
     share = 8 if loop.info.image else 1  # of a rollout, so that the person need not wait for the measurement
-    config = replace(config, num_steps=max(2, config.num_steps // share), checkpoint_iterations=0)
+    config = replace(
+        config, num_steps=max(2, config.num_steps // share), checkpoint_iterations=0,
+        num_minibatches=max(1, config.num_minibatches // share),  # of the same size: smaller ones take longer a step
+    )  # fmt: skip
     speeds: list[float] = []
     train_agent(
         agent, model.score, config, loop.device, steps=2 * config.num_envs * config.num_steps,

@@ -11,14 +11,18 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from compare import NAMES, run, same_session, same_tensors, session_in, without
 from processes import Kill, Spawned, command
 
-from rlhf_gym import store
+from rlhf_gym import loop, store
 from rlhf_gym.checkpoints import load_state
+from rlhf_gym.config import Config, resolve
+from rlhf_gym.envs import describe
 from rlhf_gym.segments import load_segment
 from rlhf_gym.store import START
 
@@ -101,6 +105,25 @@ def test_clips_and_videos_of_a_synthetic_session_on_request(tmp_path: Path) -> N
     videos = {f"{name}.{kind}" for name in ("start", "r000") for kind in ("mp4", "npz", "json")}
     assert {p.name for p in session.path.glob("videos/*")} == videos
     session.close()
+
+
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "rlhf_gym/Dot-v0", "ALE/Pong-v5"])
+def test_an_iteration_is_measured_with_minibatches_of_the_size_trained_with(
+    env_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info = describe(Config(env_id=env_id))
+    config = resolve({"env_id": env_id, "num_envs": 8, "num_steps": 128, "num_minibatches": 8}, info.kind)
+    measured: list[Config] = []
+
+    def noted(_agent: Any, _score: Any, given: Config, *_args: Any, report: Any, **_more: Any) -> None:
+        measured.append(given)
+        report(1, 1, {"charts/SPS": 512.0})
+
+    monkeypatch.setattr(loop, "train_agent", noted)
+    seconds = loop.measure_iteration(SimpleNamespace(config=config, info=info, device=torch.device("cpu")))  # type: ignore[arg-type]
+    assert seconds == 2.0  # 1,024 steps
+    assert measured[0].num_steps == (16 if info.image else 128)
+    assert measured[0].num_envs * measured[0].num_steps / measured[0].num_minibatches == 128
 
 
 def test_settings_not_given_are_measured_once(tmp_path: Path) -> None:
