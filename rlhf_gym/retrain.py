@@ -20,7 +20,7 @@ import numpy as np
 import torch
 import tyro
 
-from rlhf_gym import arguments, checkpoints, cli, envs, trust
+from rlhf_gym import arguments, checkpoints, cli, envs, running, trust
 from rlhf_gym.checkpoints import Snapshot
 from rlhf_gym.config import Config, Settings, UserError, resolve, validate, validate_each
 from rlhf_gym.evaluate import evaluate
@@ -147,7 +147,7 @@ def retrain(command: Train, args: list[str], team: Team | None = None) -> None:
     team = team or Team()
     if not command.session:
         raise UserError("Nothing to train: name a session, or give --reward env --env-id CartPole-v1.")
-    session = cli.open_session(command.data_dir, command.session)
+    session = running.open_session(command.data_dir, command.session)
     trust.require(session, command.trust)
     config = validate(dataclasses.replace(session.config, **arguments.explicit(command.settings, args)))
     info = envs.describe(config)

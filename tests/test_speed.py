@@ -12,7 +12,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from rlhf_gym import catalog, checkpoints, cli, config, envs, episodes, train
+from rlhf_gym import catalog, checkpoints, config, envs, episodes, running, train
 from rlhf_gym.config import Config, UserError, resolve
 from rlhf_gym.monitor import Monitor
 from rlhf_gym.store import Session, Where
@@ -105,10 +105,10 @@ def test_fast_stays_as_it_is_in_the_middle_of_training(
     after, changes = config.changed(before, {"fast": False})
     info = envs.describe(before)
     if phase == "label":
-        cli.check_change(session, after, info, changes)
+        running.check_change(session, after, info, changes)
     else:
         with pytest.raises(UserError, match="--fast cannot change in the middle of training"):
-            cli.check_change(session, after, info, changes)
+            running.check_change(session, after, info, changes)
     session.close()
 
 
