@@ -20,11 +20,11 @@ from hypothesis import HealthCheck
 from hypothesis import given as given_by
 from hypothesis import settings as settings_of_hypothesis
 from hypothesis import strategies as st
+from pages import API, client, serve
 from processes import TINY, Kill, command, refused
 from test_export import INFO, export_quietly, give_clips, image_session, lines
 from test_history import REPLAY
 from test_labeling import add_repeats
-from test_webui import API, client, serve
 
 from rlhf_gym import adopt, catalog
 from rlhf_gym.bundle import gather

@@ -13,8 +13,8 @@ from typing import Any
 
 import httpx
 import pytest
+from pages import serve, wait_for
 from PIL import Image
-from test_webui import serve, wait_for
 
 __all__ = ["serve"]  # a fixture
 

@@ -12,9 +12,9 @@ import pytest
 from fastapi.testclient import TestClient
 from hypothesis import given
 from hypothesis import strategies as st
+from pages import API, client, serve
 from test_labeling import axe_finds
 from test_wall import SIZES, until
-from test_webui import API, client, serve
 
 from rlhf_gym.episodes import Gains
 from rlhf_gym.store import START

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 from compare import session_in
+from pages import API, client, press, serve, shown
 from processes import Kill, command
 from test_collect import pixels
 from test_curves import until
-from test_webui import API, client, press, serve, shown
 
 import webui.app
 import webui.state

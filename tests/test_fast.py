@@ -13,7 +13,7 @@ import itertools
 
 import pytest
 import torch
-from test_train import random_labels
+from labelings import random_labels
 
 from rlhf_gym import fast, train
 from rlhf_gym.config import Config

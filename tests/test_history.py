@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
+from pages import API, GONE, SETTLE, client, press, serve, shown, wait_for
 from test_labeling import add_repeats, axe_finds, label_all, rows
-from test_webui import API, GONE, SETTLE, client, press, serve, shown, wait_for
 
 from rlhf_gym import store
 from rlhf_gym.store import Opinion

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
-from test_webui import API, SETTLE, client, press, serve, shown, wait_for
+from pages import API, SETTLE, client, press, serve, shown, wait_for
 from videos import write_video
 
 from rlhf_gym import store, tables

@@ -13,9 +13,9 @@ from typing import Any
 import httpx
 import pytest
 from fastapi.testclient import TestClient
+from pages import API, client, serve, wait_for
 from PIL import Image
 from test_labeling import axe_finds
-from test_webui import API, client, serve, wait_for
 
 from rlhf_gym import catalog, tables
 

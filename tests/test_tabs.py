@@ -18,9 +18,9 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from fastapi.testclient import TestClient
+from pages import API, client, label, press, serve, settle, shown, wait_for
 from processes import TINY, Spawned
 from test_labeling import rows
-from test_webui import API, client, label, press, serve, settle, shown, wait_for
 
 from rlhf_gym import catalog, store, tables
 from webui.state import Open

@@ -6,7 +6,7 @@ Tested elsewhere, and not again here:
   test_one_softmax_not_two_sigmoids_so_a_constant_changes_no_logit, test_a_member_that_saw_ties_alone_has_no_say
 - batches of ties, of skips: test_loop.py, test_a_batch_of_ties_is_collected_again_once_with_longer_clips,
   test_a_batch_of_skips_is_collected_again_once, test_a_later_batch_of_ties_is_trained_on_with_the_labels_of_before
-- a constant on scaled rewards: test_train.py, test_a_constant_on_every_reward_changes_no_advantage
+- a constant on scaled rewards: test_ppo.py, test_a_constant_on_every_reward_changes_no_advantage
 - members that find no difference: test_train.py, test_fit_scale_covers_live_and_absorbing_steps_and_…
 - forgotten labels are not loaded: test_labels.py, test_forgotten_labels_do_not_count
 """

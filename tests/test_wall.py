@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
+from pages import API, client, serve, wait_for
 from test_labeling import axe_finds
-from test_webui import API, client, serve, wait_for
 from videos import write_video
 
 from rlhf_gym import files

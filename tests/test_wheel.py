@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
-from test_webui import API, READY, client, press, serve, shown, wait_for
+from pages import API, READY, client, press, serve, shown, wait_for
 from videos import write_video
 
 from rlhf_gym import store
