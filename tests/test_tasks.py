@@ -91,14 +91,45 @@ def test_donkey_kong_is_climbed_by_the_first_ladder() -> None:
     def seen() -> ScoredClip:
         return clip(np.zeros((len(infos), 1)), infos=infos)
 
+    def taste_of(action: int, steps: int) -> float:
+        """Of the clip in which he does that."""
+        begin = len(infos)
+        play(action, steps)
+        return tasks.climbed(clip(np.zeros((steps, 1)), infos=infos[begin:]))
+
     play(noop, 8)
     play(fire, 14)  # the game begins, and he jumps
     assert tasks.highest(seen()) == 0
-    assert 0 < tasks.climbed(seen()) < 7
+    play(noop, 20)  # and stands again
+    assert taste_of(noop, 5) == pytest.approx(0, abs=0.5)
+    assert taste_of(fire, 8) == pytest.approx(0, abs=0.5)
+    walking = [taste_of(right, 8) for _ in range(4)]
+    assert walking == sorted(walking)
+    assert walking[-1] > walking[0] + 1
     for _ in range(60):
         play(right, 1)
-        if infos[-1]["ram"][19] >= 109:
+        if infos[-1]["ram"][tasks.KONG_COLUMN] >= 109:
             break
-    play(up, 20)
+    below = taste_of(noop, 1)
+    assert below == pytest.approx(tasks.KONG_RISE, abs=0.2)
+    climbing = [taste_of(up, 5) for _ in range(4)]
+    assert below < climbing[0] < climbing[1] < climbing[2] < climbing[3]
     game.close()
     assert tasks.highest(seen()) == 22
+    assert climbing[-1] <= 22 + tasks.KONG_RISE
+
+
+def test_donkey_kong_who_is_not_there_or_begins_with_a_jump_is_nowhere() -> None:
+    def one(row: int, jump: int = 255, column: int = 110) -> dict[str, Any]:
+        memory = np.zeros(128, np.uint8)
+        memory[[tasks.KONG_COLUMN, tasks.KONG_ROW, tasks.KONG_JUMP]] = column, row, jump
+        return {"ram": memory}
+
+    def taste(*infos: dict[str, Any]) -> float:
+        return tasks.climbed(clip(np.zeros((len(infos), 1)), infos=list(infos)))
+
+    assert taste(one(0)) == 0
+    assert taste(one(140, jump=20)) == 0
+    assert taste(one(154, column=49), one(140, jump=20, column=60)) == 0
+    assert taste(one(144), one(130, jump=20)) == 15
+    assert taste(one(154, column=180)) == 0

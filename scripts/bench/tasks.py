@@ -17,8 +17,10 @@ HOPPER_ANGLE, HOPPER_SPIN = 1, 7  # of its torso, positive forwards, rad and rad
 HOPPER_SECOND = 125  # steps
 
 # Bytes of the console's RAM, as listed in OC_Atari (Delfosse et al. 2023, arXiv 2306.08649) and seen by playing: he
-# starts in row 154, the girder above the first ladder is row 132.
-KONG_ROW, KONG_JUMP, KONG_START = 27, 11, 154
+# starts in column 49 of row 154, the first ladder is at column 110, and the girder above it is row 132. The lowest
+# girder is level; those above rise by 5 or so towards their ladders.
+KONG_COLUMN, KONG_ROW, KONG_JUMP = 19, 27, 11
+KONG_START, KONG_LADDER, KONG_RISE = (49, 154), 110, 5.0
 
 
 @dataclass(frozen=True)
@@ -85,8 +87,15 @@ def backflip(clip: ScoredClip) -> float:
 
 
 def climbed(clip: ScoredClip) -> float:
-    """Donkey Kong: how high above the lowest girder, in pixels, on the mean."""
-    return float(kong_height(clip).mean())
+    """Donkey Kong: how far he has come on his way up, in pixels, on the mean; a jump is not a climb.
+
+    That is the height of where he stands, as if the lowest girder rose towards its ladder, too.
+    """
+    height, column = kong_height(clip), ram(clip, KONG_COLUMN)
+    far = np.abs(column - KONG_LADDER) / (KONG_LADDER - KONG_START[0])
+    on_screen = ram(clip, KONG_ROW) > 0
+    along = np.where(height > 0, 1.0, (1 - far).clip(min=0.0))
+    return float(np.where(on_screen, standing(clip, height + KONG_RISE * along), 0.0).mean())
 
 
 # ---------------------------------------------------------------------------------------------- measures
@@ -107,14 +116,25 @@ def flips(episode: ScoredClip) -> float:
 
 def highest(episode: ScoredClip) -> float:
     """Donkey Kong: how high he stood or climbed at best, in pixels above the lowest girder; a jump does not count."""
-    jumping = np.array([1 < info["ram"][KONG_JUMP] < 255 for info in episode.infos])
-    return float(np.where(jumping, 0.0, kong_height(episode)).max())
+    return float(standing(episode, kong_height(episode)).max())
+
+
+def standing(clip: ScoredClip, values: np.ndarray) -> np.ndarray:
+    """(T,) the values, and in a jump that of the step before it; in one that the clip begins with, 0."""
+    jump = ram(clip, KONG_JUMP)
+    last = np.maximum.accumulate(np.where((jump > 1) & (jump < 255), -1, np.arange(len(jump))))
+    return np.where(last >= 0, values[last], 0.0)
 
 
 def kong_height(clip: ScoredClip) -> np.ndarray:
     """(T,) pixels above the lowest girder; where the screen shows no one, 0."""
-    rows = np.array([float(info["ram"][KONG_ROW]) for info in clip.infos])
-    return np.where(rows > 0, KONG_START - rows, 0.0).clip(min=0.0)
+    rows = ram(clip, KONG_ROW)
+    return np.where(rows > 0, KONG_START[1] - rows, 0.0).clip(min=0.0)
+
+
+def ram(clip: ScoredClip, byte: int) -> np.ndarray:
+    """(T,) one byte of the console's memory."""
+    return np.array([float(info["ram"][byte]) for info in clip.infos])
 
 
 # ---------------------------------------------------------------------------------------------- the table
