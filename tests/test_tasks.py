@@ -132,4 +132,5 @@ def test_donkey_kong_who_is_not_there_or_begins_with_a_jump_is_nowhere() -> None
     assert taste(one(140, jump=20)) == 0
     assert taste(one(154, column=49), one(140, jump=20, column=60)) == 0
     assert taste(one(144), one(130, jump=20)) == 15
+    assert taste(one(144), one(137, jump=0)) == 15  # the last step of a jump
     assert taste(one(154, column=180)) == 0

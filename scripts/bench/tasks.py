@@ -121,8 +121,8 @@ def highest(episode: ScoredClip) -> float:
 
 def standing(clip: ScoredClip, values: np.ndarray) -> np.ndarray:
     """(T,) the values, and in a jump that of the step before it; in one that the clip begins with, 0."""
-    jump = ram(clip, KONG_JUMP)
-    last = np.maximum.accumulate(np.where((jump > 1) & (jump < 255), -1, np.arange(len(jump))))
+    jump = ram(clip, KONG_JUMP) < 255  # counts down to 0, when he is still in the air
+    last = np.maximum.accumulate(np.where(jump, -1, np.arange(len(jump))))
     return np.where(last >= 0, values[last], 0.0)
 
 
