@@ -119,9 +119,16 @@ def upgraded(state: dict[str, Any]) -> dict[str, Any]:
         reward = {k: v for k, v in reward.items() if k != "ends"}
         reward |= {"trust": torch.tensor(float(not known)), "absorbing": number if known else torch.zeros_like(number)}
         state = {**state, "reward": reward}
-    if "trust" not in (state.get("training") or {}).get("model", {"trust": None}):  # half a training: once more
+    half = (state.get("training") or {}).get("model")
+    if half is not None and not {"trust", "obs_mean"} <= set(half):  # half a training: once more
         state = {k: v for k, v in state.items() if k != "training"}
     return state
+
+
+def load_reward(model: RewardModel, state: dict[str, torch.Tensor]) -> None:
+    """Loads what a checkpoint holds of a reward model. Before, one of images did not standardise what it sees."""
+    model.load_state_dict({"obs_mean": model.obs_mean, "obs_std": model.obs_std, **state})
+    model.eval()
 
 
 @dataclass
@@ -168,8 +175,7 @@ class Snapshot:
             agent.load_state_dict(state["agent"])
             if state["reward"]:
                 reward = new_reward_model(info, config, torch.device(device), meta["round"])
-                reward.load_state_dict(state["reward"])
-                reward.eval()
+                load_reward(reward, state["reward"])
             return Snapshot(agent, reward, config, info, meta["round"], meta["last_label_id"], meta["global_step"])
         except (KeyError, TypeError, RuntimeError) as error:  # a missing part, another shape
             said = " ".join(f"{type(error).__name__}: {error}".split())[:200]

@@ -18,6 +18,8 @@ from rlhf_gym.store import Pair, Session
 
 TARGET = {"normal": 0.95, "strong": 1.0}  # what a label says of P(the chosen clip is better)
 
+LEAST_CONTRAST = 0.02  # of white: the least standard deviation that a pixel is taken to have
+
 
 def target(pair: Pair) -> float:
     """P(left is better) according to the pair's label; 1/2 for equal."""
@@ -92,6 +94,21 @@ class Labels:
         """Observations (B, *obs_shape), actions, and whether it had ended (B,), of rows (B,)."""
         obs = self.obs[rows] if self.first is None else self.obs[self.first[rows, None] + torch.arange(self.stack)]
         return obs, self.actions[rows], self.ended[rows]
+
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of each number (D,), or of each pixel in [0, 1] over all frames (H, W).
+
+        What hardly ever changes has at least a small deviation, so that noise is not blown up.
+        """
+        if self.first is None:
+            obs = self.obs.flatten(1)
+            return obs.mean(0), obs.std(0, unbiased=False).clamp_min(1e-3)
+        sums = torch.zeros(2, *self.obs.shape[1:], dtype=torch.float64)
+        for part in self.obs.split(512):
+            x = part.double() / 255
+            sums += torch.stack([x.sum(0), (x**2).sum(0)])
+        mean, square = sums / len(self.obs)
+        return mean.float(), (square - mean**2).clamp_min(0).sqrt().clamp_min(LEAST_CONTRAST).float()
 
     def rows_of(
         self, clips: Tensor, at_most: int = 0, generator: torch.Generator | None = None

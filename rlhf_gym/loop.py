@@ -361,8 +361,7 @@ def fit_agent(loop: Loop, where: Where) -> None:
     model = before.reward
     if state["reward"]:
         model = checkpoints.new_reward_model(loop.info, config, loop.device, number)
-        model.load_state_dict(state["reward"])
-        model.eval()
+        checkpoints.load_reward(model, state["reward"])
         if number > 0 and teaches_anew and not state["training"]:
             succession.soften(before.agent, config.soften_policy)
         # what the person asked for is taken as it is; with images a comparison would take long

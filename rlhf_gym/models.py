@@ -148,7 +148,7 @@ def reward_architecture(model: RewardModel) -> dict[str, Any]:
     """Of `members` networks side by side: weights.i is (members, inputs, outputs), biases.i (members, 1, outputs)."""
     return {
         "members": model.members,
-        "inputs": "observations / 255" if model.image else "clamp((observations - obs_mean) / obs_std, -10, 10)",
+        "inputs": f"clamp(({'observations / 255' if model.image else 'observations'} - obs_mean) / obs_std, -10, 10)",
         "painted_over": [list(region) for region in model.regions],  # top, bottom, left, right
         "convolutions": layers(model.convs, "convs") if model.image else [],
         "sees_action": model.sees_action,

@@ -179,8 +179,9 @@ class RewardModel(nn.Module):
                 inputs = self.convs(torch.zeros(1, *info.obs_shape)).numel() // k
         else:
             inputs = int(np.prod(info.obs_shape))
-            self.register_buffer("obs_mean", torch.zeros(inputs))
-            self.register_buffer("obs_std", torch.ones(inputs))
+        moments = info.obs_shape[1:] if info.image else (inputs,)  # a pixel has the same in all stacked frames
+        self.register_buffer("obs_mean", torch.zeros(moments))
+        self.register_buffer("obs_std", torch.ones(moments))
         sizes = [inputs + actions * self.sees_action, config.reward_hidden, config.reward_hidden, 1]
         if info.image:
             sizes = [inputs + actions * self.sees_action, 64, 1]
@@ -201,7 +202,7 @@ class RewardModel(nn.Module):
             ended: (B,) bool: whether the step comes after an episode's end in obs, and its action does not count.
         """
         if self.image:
-            x = fast.pixels(obs, self.fast)
+            x = fast.pixels(obs, self.fast).sub_(self.obs_mean).div_(self.obs_std).clamp_(-10, 10)
             for top, bottom, left, right in self.regions:
                 x[..., top:bottom, left:right] = 0.0
             with fast.precision(self, obs.device):
@@ -337,9 +338,8 @@ def train_reward(
         order, begin = state["order"], state["step"]
     else:
         model.trust.fill_(1 / (1 + float(labels.ended.sum()) / config.ends_alike))
-        if not model.image:
-            model.obs_mean.copy_(labels.obs.flatten(1).mean(0))
-            model.obs_std.copy_(labels.obs.flatten(1).std(0, unbiased=False).clamp_min(1e-3))
+        for fixed, found in zip((model.obs_mean, model.obs_std), labels.moments(), strict=True):
+            fixed.copy_(found)
     weight, target = labels.weight.to(device), labels.target.to(device)
     mistakes = mistake_rate(labels.pairs, config.assumed_mistake_rate)
     model.train()

@@ -14,6 +14,7 @@ import torch
 from rlhf_gym import atari, checkpoints, envs
 from rlhf_gym.checkpoints import Snapshot
 from rlhf_gym.config import Config, UserError, resolve
+from rlhf_gym.envs import EnvInfo
 
 CPU = torch.device("cpu")
 SMALL = dict(num_envs=2, num_steps=8, hidden_size=16)
@@ -172,6 +173,19 @@ def test_a_reward_model_of_before_says_what_it_said(ends: int | None, trust: flo
     assert half == {"last_label_id": 4}  # of the reward model: it begins again
     now = {"reward": model.state_dict(), "training": {"model": model.state_dict()}}
     assert checkpoints.upgraded(now) is now
+
+
+def test_a_reward_model_of_images_of_before_sees_what_it_saw() -> None:
+    """Then images were not standardised."""
+    info = EnvInfo("pixels", (2, 36, 36), True, 3, (), None, None, 15.0, 50)
+    config = Config(env_id="rlhf_gym/Dot-v0", ensemble_size=2)
+    one, other = (checkpoints.new_reward_model(info, config, CPU, n) for n in (0, 1))
+    old = {k: v for k, v in one.state_dict().items() if k not in ("obs_mean", "obs_std")}
+    checkpoints.load_reward(other, old)
+    obs, actions = torch.randint(0, 256, (3, 2, 36, 36), dtype=torch.uint8), torch.zeros(3, dtype=torch.int64)
+    assert torch.equal(one(obs, actions), other(obs, actions))
+    half = checkpoints.upgraded({"last_label_id": 4, "training": {"model": old, "step": 40}})
+    assert half == {"last_label_id": 4}  # of the reward model: it begins again
 
 
 def test_open_sides_of_actions_come_back_from_json():

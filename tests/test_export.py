@@ -448,8 +448,8 @@ def snapshot_of(name: str) -> Snapshot:
         if not info.image:
             assert agent.normalizer is not None
             agent.normalizer.update(2 + 3 * torch.randn(50, *info.obs_shape))
-            reward.obs_mean.copy_(torch.randn(info.obs_shape))
-            reward.obs_std.copy_(torch.rand(info.obs_shape) + 0.5)
+        reward.obs_mean.copy_(torch.randn(reward.obs_mean.shape))
+        reward.obs_std.copy_(torch.rand(reward.obs_std.shape) + 0.5)
     return Snapshot(agent, reward, config, info, 1)
 
 
@@ -547,7 +547,8 @@ def test_the_architecture_is_enough_without_rlhf_gym(name: str, tmp_path: Path) 
     torch.testing.assert_close(x, expected, atol=1e-5, rtol=1e-4)
     w = {k: torch.as_tensor(v) for k, v in load_file(tmp_path / "reward_model.safetensors").items()}
     model = about["reward_model"]
-    x = obs / 255 if model["inputs"] == "observations / 255" else ((obs - w["obs_mean"]) / w["obs_std"]).clamp(-10, 10)
+    seen = obs / 255 if model["inputs"].startswith("clamp((observations / 255 -") else obs
+    x = ((seen - w["obs_mean"]) / w["obs_std"]).clamp(-10, 10)
     for top, bottom, left, right in model["painted_over"]:
         x[..., top:bottom, left:right] = 0
     for layer in model["convolutions"]:

@@ -8,7 +8,7 @@ import torch
 
 from rlhf_gym import catalog
 from rlhf_gym.config import Config
-from rlhf_gym.labels import Labels, load_labels, target
+from rlhf_gym.labels import LEAST_CONTRAST, Labels, load_labels, target
 from rlhf_gym.segments import Segment, save_segment
 from rlhf_gym.store import Pair
 
@@ -131,6 +131,29 @@ def session(tmp_path):
     session.add_batch(clips, rows)
     yield session
     session.close()
+
+
+@pytest.mark.parametrize("slides", [True, False])
+def test_moments_of_images_are_those_of_every_pixel_over_all_frames(slides):
+    segments = {1: segment(7, image=True, slides=slides), 2: segment(300, ended=2, first=1, image=True, slides=slides)}
+    for clip in segments.values():
+        clip.observations[:, :, 0, 0], clip.observations[:, :, 0, 1] = 51, 255  # a fifth of white, and white
+    labels = Labels([pair(1)], segments, double, seed=1, members=1)
+    mean, std = labels.moments()
+    frames = labels.obs.numpy().astype(float) / 255
+    assert len(frames) > 512 or slides  # more than are summed at a time
+    assert mean.shape == std.shape == (6, 6)
+    assert mean[0, 0] == pytest.approx(0.2)
+    assert std[0, 0] == std[0, 1] == pytest.approx(LEAST_CONTRAST)
+    np.testing.assert_allclose(mean, frames.mean(0), atol=1e-6)
+    np.testing.assert_allclose(std[1:], frames.std(0)[1:], atol=1e-6)
+
+
+def test_moments_of_vectors_are_those_of_every_number():
+    labels = Labels([pair(1)], {1: segment(3), 2: segment(5, first=2)}, double, seed=1, members=1)
+    mean, std = labels.moments()
+    seen = np.array([0, 1, 2, 2, 3, 4, 5, 6])
+    assert (float(mean[0]), float(std[0])) == pytest.approx((seen.mean(), seen.std()))
 
 
 def test_labels_of_a_session(session):

@@ -311,10 +311,11 @@ def test_members_are_networks_of_their_own_on_vectors():
 
 def test_members_are_networks_of_their_own_on_images():
     model = RewardModel(IMAGE, Config(ensemble_size=3, bfloat16=False))
+    model.obs_mean[3], model.obs_std[:, 4] = 0.25, 0.02  # of a pixel, the same in each frame of a stack
     obs, actions = torch.randint(0, 256, (5, 2, 36, 36), dtype=torch.uint8), torch.randint(0, 3, (5,))
     found = model(obs, actions)
     for k in range(3):
-        x = obs.float() / 255
+        x = ((obs.float() / 255 - model.obs_mean) / model.obs_std).clamp(-10, 10)
         for conv in (m for m in model.convs if isinstance(m, torch.nn.Conv2d)):
             mine = slice(16 * k, 16 * (k + 1))
             x = F.conv2d(x, conv.weight[mine], conv.bias[mine], conv.stride, conv.padding)
@@ -432,6 +433,17 @@ def test_ppo_moves_nothing_in_the_reward_model_and_its_own_normaliser_alone():
     assert same(model.state_dict(), before)
     assert agent.normalizer.count == 384
     assert not torch.equal(agent.normalizer.mean, torch.zeros(4, dtype=torch.float64))
+
+
+def test_a_reward_model_of_images_sees_what_differs_from_the_mean_picture():
+    """Else a ball of two pixels is lost in what never moves (docs/benchmarks.md)."""
+    labels, config = random_labels(6, members=2, info=IMAGE), Config(env_id="Dot", ensemble_size=2, reward_steps=3)
+    model = RewardModel(IMAGE, config)
+    train.train_reward(model, labels, config, CPU)
+    mean, std = labels.moments()
+    assert torch.equal(model.obs_mean, mean)
+    assert torch.equal(model.obs_std, std)
+    assert mean.shape == std.shape == IMAGE.obs_shape[1:]
 
 
 def test_the_true_reward_does_not_reach_an_agent_that_learns_from_a_model():
