@@ -171,6 +171,8 @@ class Snapshot:
                         f"Checkpoint {path} is of another environment than its session ({ascii(config.env_id)[:200]} "
                         f"with {json.dumps(config.env_kwargs)[:200]}, not {ascii(of.env_id)[:200]}): it is not used."
                     )
+            if info.image and "normalizer.mean" not in state["agent"]:  # before, images were not standardised
+                config = replace(config, normalize_obs=False)
             agent, reward = Agent(info, config).to(device), None
             agent.load_state_dict(state["agent"])
             if state["reward"]:

@@ -135,7 +135,7 @@ class Settings:
     hidden_size: int = 64
     """Width of the two hidden layers of a vector agent."""
     normalize_obs: bool = False
-    """Give the agent observations of running mean zero and variance one (vectors only)."""
+    """Give the agent observations of running mean zero and variance one; of images, each pixel."""
     soften_policy: float = 1.0
     """Factor on the policy's last layer at the start of each round after the first; below 1 it tries more things."""
     keep_better: bool = True
@@ -194,12 +194,13 @@ PRESETS: dict[str, dict[str, Any]] = {
     "mujoco-falls": MUJOCO | dict(soften_policy=0.3),  # one that fears to fall stands still (docs/benchmarks.md)
     "atari": dict(
         agent_steps_per_round=100_000, pairs_per_round=40, learning_rate=5e-4, anneal_lr=False, num_minibatches=8,
+        normalize_obs=True,  # else the ball is lost in what never moves (docs/benchmarks.md)
         reward_learning_rate=3e-4, reward_batch_pairs=16, reward_steps=600, reward_epochs=100, reward_clip_steps=8,
         reward_init="previous", reward_weight_decay=1e-2, reward_sees_action=False,
         soften_policy=0.1,  # what the first, mistaken rewards taught is not tried out of it again (docs/benchmarks.md)
     ),
     "pixels": dict(
-        agent_steps_per_round=20_000, pairs_per_round=20, learning_rate=5e-4, clip_vloss=False,
+        agent_steps_per_round=20_000, pairs_per_round=20, learning_rate=5e-4, clip_vloss=False, normalize_obs=True,
         reward_learning_rate=3e-4, reward_batch_pairs=16, reward_steps=200, reward_epochs=40, reward_init="previous",
         reward_weight_decay=1e-2,
     ),

@@ -13,12 +13,11 @@ import torch
 from torch import Tensor
 
 from rlhf_gym.config import UserError
+from rlhf_gym.normalizer import PixelNormalizer
 from rlhf_gym.segments import Segment, load_clip, unstack
 from rlhf_gym.store import Pair, Session
 
 TARGET = {"normal": 0.95, "strong": 1.0}  # what a label says of P(the chosen clip is better)
-
-LEAST_CONTRAST = 0.02  # of white: the least standard deviation that a pixel is taken to have
 
 
 def target(pair: Pair) -> float:
@@ -103,12 +102,10 @@ class Labels:
         if self.first is None:
             obs = self.obs.flatten(1)
             return obs.mean(0), obs.std(0, unbiased=False).clamp_min(1e-3)
-        sums = torch.zeros(2, *self.obs.shape[1:], dtype=torch.float64)
+        frames = PixelNormalizer((1, *self.obs.shape[1:]))
         for part in self.obs.split(512):
-            x = part.double() / 255
-            sums += torch.stack([x.sum(0), (x**2).sum(0)])
-        mean, square = sums / len(self.obs)
-        return mean.float(), (square - mean**2).clamp_min(0).sqrt().clamp_min(LEAST_CONTRAST).float()
+            frames.update(part[:, None])
+        return frames.mean.float(), frames.std()
 
     def rows_of(
         self, clips: Tensor, at_most: int = 0, generator: torch.Generator | None = None

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from rlhf_gym import config as cfg
 from rlhf_gym.checkpoints import Snapshot
+from rlhf_gym.normalizer import LEAST_CONTRAST
 from rlhf_gym.train import END_SPEED, Agent, RewardModel
 
 FORMAT, VERSION = "rlhf-gym-model", 1
@@ -133,15 +134,16 @@ def architecture(snapshot: Snapshot) -> dict[str, Any]:
 
 def policy_architecture(agent: Agent) -> dict[str, Any]:
     return {
-        "inputs": "observations / 255" if agent.image else standardised(agent.normalizer is not None),
+        "inputs": standardised(agent),
         "trunk": layers(agent.trunk, "trunk"), "actor": layers(agent.actor, "actor"),
         "critic": layers(agent.critic, "critic"), "actions": "discrete" if agent.discrete else "continuous",
     }  # fmt: skip
 
 
-def standardised(normalizer: bool) -> str:
-    scaled = "clamp((observations - normalizer.mean) / sqrt(normalizer.var + 1e-8), -10, 10)"
-    return scaled if normalizer else "observations"
+def standardised(agent: Agent) -> str:
+    seen = "observations / 255" if agent.image else "observations"
+    spread = f"max(sqrt(normalizer.var), {LEAST_CONTRAST:g})" if agent.image else "sqrt(normalizer.var + 1e-8)"
+    return seen if agent.normalizer is None else f"clamp(({seen} - normalizer.mean) / {spread}, -10, 10)"
 
 
 def reward_architecture(model: RewardModel) -> dict[str, Any]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+LEAST_CONTRAST = 0.02  # of white
+
 
 class Normalizer(nn.Module):
     """Running mean and variance of observations; `update` moves it, nothing else does."""
@@ -30,3 +32,31 @@ class Normalizer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return ((x - self.mean.float()) / (self.var.float() + 1e-8).sqrt()).clamp(-10, 10)
+
+
+class PixelNormalizer(Normalizer):
+    """The same of images: of each pixel in [0, 1], one for all stacked frames.
+
+    What never moves is gone, and a ball of two pixels stands out. A pixel that hardly ever changes is taken to change
+    by LEAST_CONTRAST, so that noise is not blown up.
+    """
+
+    def __init__(self, obs_shape: tuple[int, ...]) -> None:
+        """obs_shape: (S, H, W)."""
+        super().__init__(obs_shape[1:])
+
+    def update(self, x: Tensor) -> None:
+        """Merges the moments of the newest frames of x (B, S, H, W) uint8 into the running ones."""
+        super().update(x[:, -1].double() / 255)
+
+    def std(self) -> Tensor:
+        """(H, W)."""
+        return self.var.float().sqrt().clamp_min(LEAST_CONTRAST)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, S, H, W) in [0, 1], which is changed."""
+        return x.sub_(self.mean.float()).div_(self.std()).clamp_(-10, 10)
+
+
+def normalizer_of(obs_shape: tuple[int, ...], image: bool) -> Normalizer:
+    return PixelNormalizer(obs_shape) if image else Normalizer(obs_shape)

@@ -32,7 +32,7 @@ from rlhf_gym.episodes import Stopwatch
 from rlhf_gym.fast import VectorLearner
 from rlhf_gym.honesty import mistake_rate, reward_metrics
 from rlhf_gym.labels import Labels
-from rlhf_gym.normalizer import Normalizer
+from rlhf_gym.normalizer import normalizer_of
 from rlhf_gym.seeds import seed_from
 from rlhf_gym.stretch import Stretch
 from rlhf_gym.team import Team
@@ -65,7 +65,7 @@ class Agent(nn.Module):
         self.discrete, self.num_actions = info.num_actions is not None, info.num_actions
         outputs = info.num_actions or int(np.prod(info.action_shape))
         self.image, self.fast, self.narrow = info.image, config.fast, config.bfloat16
-        self.normalizer = Normalizer(info.obs_shape) if config.normalize_obs and not info.image else None
+        self.normalizer = normalizer_of(info.obs_shape, info.image) if config.normalize_obs else None
         if info.image:
             trunk: list[nn.Module] = [layer(nn.Conv2d(info.obs_shape[0], 32, 8, 4)), nn.ReLU(inplace=True)]
             trunk += [layer(nn.Conv2d(32, 64, 4, 2)), nn.ReLU(inplace=True)]
@@ -96,7 +96,8 @@ class Agent(nn.Module):
         Args:
             value_only: let no gradient reach what the policy uses too.
         """
-        x = fast.pixels(obs, self.fast) if self.image else self.normalizer(obs) if self.normalizer else obs
+        x = fast.pixels(obs, self.fast) if self.image else obs
+        x = self.normalizer(x) if self.normalizer is not None else x
         with fast.precision(self, obs.device):
             features = self.trunk(x)
             policy, value = self.actor(features), self.critic(features.detach() if value_only else features)
@@ -179,9 +180,9 @@ class RewardModel(nn.Module):
                 inputs = self.convs(torch.zeros(1, *info.obs_shape)).numel() // k
         else:
             inputs = int(np.prod(info.obs_shape))
-        moments = info.obs_shape[1:] if info.image else (inputs,)  # a pixel has the same in all stacked frames
-        self.register_buffer("obs_mean", torch.zeros(moments))
-        self.register_buffer("obs_std", torch.ones(moments))
+        shape = info.obs_shape[1:] if info.image else (inputs,)  # as in PixelNormalizer
+        self.register_buffer("obs_mean", torch.zeros(shape))
+        self.register_buffer("obs_std", torch.ones(shape))
         sizes = [inputs + actions * self.sees_action, config.reward_hidden, config.reward_hidden, 1]
         if info.image:
             sizes = [inputs + actions * self.sees_action, 64, 1]

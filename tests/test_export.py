@@ -445,9 +445,9 @@ def snapshot_of(name: str) -> Snapshot:
         reward.offset.copy_(torch.randn(3))
         reward.scale.copy_(torch.rand(3) + 0.5)
         reward.trust.fill_(0.4)
-        if not info.image:
-            assert agent.normalizer is not None
-            agent.normalizer.update(2 + 3 * torch.randn(50, *info.obs_shape))
+        assert agent.normalizer is not None
+        seen = torch.randint(0, 256, (50, *info.obs_shape)).byte() if info.image else torch.randn(50, *info.obs_shape)
+        agent.normalizer.update(seen if info.image else 2 + 3 * seen)
         reward.obs_mean.copy_(torch.randn(reward.obs_mean.shape))
         reward.obs_std.copy_(torch.rand(reward.obs_std.shape) + 0.5)
     return Snapshot(agent, reward, config, info, 1)
@@ -535,12 +535,13 @@ def test_the_architecture_is_enough_without_rlhf_gym(name: str, tmp_path: Path) 
     obs = torch.as_tensor(observed(snapshot.info, 4)).float()
     w = {k: torch.as_tensor(v) for k, v in load_file(tmp_path / "policy.safetensors").items()}
     policy = about["policy"]
-    x = (
-        (obs - w["normalizer.mean"].float()) / (w["normalizer.var"].float() + 1e-8).sqrt()
-        if "normalizer" in policy["inputs"]
-        else obs
-    )
-    x = obs / 255 if policy["inputs"] == "observations / 255" else x.clamp(-10, 10)
+    mean, std = w["normalizer.mean"].float(), w["normalizer.var"].float().sqrt()
+    x = {
+        "clamp((observations - normalizer.mean) / sqrt(normalizer.var + 1e-8), -10, 10)": (obs - mean) / std,
+        "clamp((observations / 255 - normalizer.mean) / max(sqrt(normalizer.var), 0.02), -10, 10)": (
+            (obs / 255 - mean) / std.clamp_min(0.02)
+        ),
+    }[policy["inputs"]].clamp(-10, 10)
     for layer in policy["trunk"] + policy["actor"]:
         x = apply(layer, w, x)
     expected, _ = snapshot.agent(torch.as_tensor(observed(snapshot.info, 4)))

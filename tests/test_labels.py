@@ -8,7 +8,8 @@ import torch
 
 from rlhf_gym import catalog
 from rlhf_gym.config import Config
-from rlhf_gym.labels import LEAST_CONTRAST, Labels, load_labels, target
+from rlhf_gym.labels import Labels, load_labels, target
+from rlhf_gym.normalizer import LEAST_CONTRAST
 from rlhf_gym.segments import Segment, save_segment
 from rlhf_gym.store import Pair
 

@@ -18,8 +18,9 @@ from rlhf_gym.collect import Cutter
 from rlhf_gym.config import Config
 from rlhf_gym.envs import Envs
 from rlhf_gym.labels import Labels
+from rlhf_gym.normalizer import LEAST_CONTRAST, Normalizer, PixelNormalizer
 from rlhf_gym.retrain import TrueReward
-from rlhf_gym.train import REFERENCE_STEPS, REWARD_SPREAD, Agent, Normalizer, RewardModel, label_loss
+from rlhf_gym.train import REFERENCE_STEPS, REWARD_SPREAD, Agent, RewardModel, label_loss
 
 __all__ = ["one_thread_and_a_seed"]  # a fixture
 
@@ -373,6 +374,35 @@ def test_normalizer_is_numpy_on_everything_it_has_seen():
     assert all(torch.equal(v, before[k]) for k, v in normalizer.state_dict().items())
 
 
+def test_pixels_are_normalised_each_by_itself_over_the_newest_frames():
+    rng, normalizer = np.random.default_rng(0), PixelNormalizer((3, 5, 4))
+    seen = rng.integers(0, 256, (300, 3, 5, 4), dtype=np.uint8)
+    seen[:, :, 0, 0] = 51  # never moves
+    for batch in (seen[:40], seen[40:]):
+        normalizer.update(torch.as_tensor(batch))
+    newest = seen[:, -1] / 255
+    assert normalizer.count == 300
+    assert normalizer.mean.numpy() == pytest.approx(newest.mean(0))
+    assert float(normalizer.std()[0, 0]) == pytest.approx(LEAST_CONTRAST)
+    x = torch.as_tensor(seen[:7]).float() / 255
+    wanted = ((x.numpy() - newest.mean(0)) / np.maximum(newest.std(0), LEAST_CONTRAST)).clip(-10, 10)
+    assert normalizer(x.clone()).numpy() == pytest.approx(wanted, abs=1e-4)
+    x[0, 1, 0, 0] += 0.1  # five times what is taken for noise
+    assert float(normalizer(x)[0, 1, 0, 0]) == pytest.approx(5, rel=1e-3)
+
+
+def test_an_agent_sees_normalised_pixels_and_what_it_is_given_stays_as_it_was():
+    agent = Agent(IMAGE, Config(normalize_obs=True, bfloat16=False))
+    obs = torch.randint(0, 256, (5, *IMAGE.obs_shape), dtype=torch.uint8)
+    kept = obs.clone()
+    agent.normalizer.update(obs)
+    policy, value = agent(obs)
+    assert torch.equal(obs, kept)
+    features = agent.trunk(agent.normalizer(obs.float() / 255))
+    assert torch.allclose(policy, agent.actor(features), atol=1e-5)
+    assert torch.allclose(value, agent.critic(features)[:, 0], atol=1e-5)
+
+
 def test_discrete_policy_is_torchs_categorical():
     agent, logits = Agent(VECTOR, Config()), torch.tensor([[0.3, -1.2], [2.0, 2.0], [-5.0, 5.0]])
     actions, reference = torch.tensor([1, 0, 1]), torch.distributions.Categorical(logits=logits)
@@ -494,7 +524,7 @@ def test_training_the_agent_goes_on_bit_for_bit(env_id, checkpoints, monkeypatch
     monkeypatch.setattr(stretch, "CHECKPOINTS", checkpoints)  # when the environments begin anew
     config = Config(
         env_id=env_id, num_envs=2, num_steps=16, update_epochs=2, checkpoint_iterations=2,
-        normalize_obs=env_id not in ("rlhf_gym/Dot-v0", "ALE/Pong-v5"), frame_stack=2,
+        normalize_obs=True, frame_stack=2,
     )  # fmt: skip
     vec = Envs(config, 1, (0,))
     info = vec.info
