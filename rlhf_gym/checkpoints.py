@@ -131,6 +131,11 @@ def load_reward(model: RewardModel, state: dict[str, torch.Tensor]) -> None:
     model.eval()
 
 
+def may_go_on(model: RewardModel) -> bool:
+    """Whether a new reward model may begin with its weights; those of images of before know other inputs."""
+    return not (model.image and bool((model.obs_std == 1).all()))
+
+
 @dataclass
 class Snapshot:
     """A round's checkpoint: the agent, the reward model (none for the untrained agent), and what made them."""

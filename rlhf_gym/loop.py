@@ -186,13 +186,14 @@ def prepare(loop: Loop) -> None:
 
 def measure_iteration(loop: Loop) -> float:
     """Seconds of one PPO iteration here, with the reward model scored, on a throwaway agent."""
-    config, agent = loop.config, checkpoints.new_agent(loop.info, loop.config, loop.device)
-    model = checkpoints.new_reward_model(loop.info, config, loop.device, 0)
+    config = loop.config
     share = 8 if loop.info.image else 1  # of a rollout, so that the person need not wait for the measurement
     config = replace(
         config, num_steps=max(2, config.num_steps // share), checkpoint_iterations=0,
         num_minibatches=max(1, config.num_minibatches // share),  # of the same size: smaller ones take longer a step
     )  # fmt: skip
+    agent = checkpoints.new_agent(loop.info, config, loop.device)
+    model = checkpoints.new_reward_model(loop.info, config, loop.device, 0)
     speeds: list[float] = []
     train_agent(
         agent, model.score, config, loop.device, steps=2 * config.num_envs * config.num_steps,
@@ -296,8 +297,9 @@ def fit_reward(loop: Loop, where: Where) -> None:
     with loop.monitor.phase(number, "train_reward", "steps") as report:
         if labels is not None:
             model = checkpoints.new_reward_model(loop.info, config, loop.device, number)
-            if config.reward_init == "previous" and before.reward is not None:
-                model.load_state_dict(before.reward.state_dict())
+            previous = before.reward if config.reward_init == "previous" else None
+            if previous is not None and checkpoints.may_go_on(previous):
+                model.load_state_dict(previous.state_dict())
             metrics = train_reward(
                 model, labels, config, loop.device, report=report, state=state.get("training"),
                 save=lambda training: save_state(partial, {**state, "training": training}),

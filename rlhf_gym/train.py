@@ -32,7 +32,7 @@ from rlhf_gym.episodes import Stopwatch
 from rlhf_gym.fast import VectorLearner
 from rlhf_gym.honesty import mistake_rate, reward_metrics
 from rlhf_gym.labels import Labels
-from rlhf_gym.normalizer import normalizer_of
+from rlhf_gym.normalizer import normalizer_of, standardise
 from rlhf_gym.seeds import seed_from
 from rlhf_gym.stretch import Stretch
 from rlhf_gym.team import Team
@@ -203,7 +203,7 @@ class RewardModel(nn.Module):
             ended: (B,) bool: whether the step comes after an episode's end in obs, and its action does not count.
         """
         if self.image:
-            x = fast.pixels(obs, self.fast).sub_(self.obs_mean).div_(self.obs_std).clamp_(-10, 10)
+            x = standardise(fast.pixels(obs, self.fast), self.obs_mean, self.obs_std)
             for top, bottom, left, right in self.regions:
                 x[..., top:bottom, left:right] = 0.0
             with fast.precision(self, obs.device):

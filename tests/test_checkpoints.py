@@ -184,6 +184,9 @@ def test_a_reward_model_of_images_of_before_sees_what_it_saw() -> None:
     checkpoints.load_reward(other, old)
     obs, actions = torch.randint(0, 256, (3, 2, 36, 36), dtype=torch.uint8), torch.zeros(3, dtype=torch.int64)
     assert torch.equal(one(obs, actions), other(obs, actions))
+    assert not checkpoints.may_go_on(other)  # new weights: these know other inputs
+    other.obs_std *= 0.5
+    assert checkpoints.may_go_on(other)
     half = checkpoints.upgraded({"last_label_id": 4, "training": {"model": old, "step": 40}})
     assert half == {"last_label_id": 4}  # of the reward model: it begins again
 

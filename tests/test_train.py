@@ -382,11 +382,14 @@ def test_pixels_are_normalised_each_by_itself_over_the_newest_frames():
         normalizer.update(torch.as_tensor(batch))
     newest = seen[:, -1] / 255
     assert normalizer.count == 300
-    assert normalizer.mean.numpy() == pytest.approx(newest.mean(0))
+    assert normalizer.mean.numpy() == pytest.approx(newest.mean(0), rel=1e-5)
+    assert {b.dtype for b in normalizer.buffers()} == {torch.float32}  # Apple's GPUs have no other
     assert float(normalizer.std()[0, 0]) == pytest.approx(LEAST_CONTRAST)
     x = torch.as_tensor(seen[:7]).float() / 255
     wanted = ((x.numpy() - newest.mean(0)) / np.maximum(newest.std(0), LEAST_CONTRAST)).clip(-10, 10)
     assert normalizer(x.clone()).numpy() == pytest.approx(wanted, abs=1e-4)
+    laid_out = x.contiguous(memory_format=torch.channels_last)
+    assert torch.equal(normalizer(laid_out.clone(memory_format=torch.preserve_format)), normalizer(x.clone()))
     x[0, 1, 0, 0] += 0.1  # five times what is taken for noise
     assert float(normalizer(x)[0, 1, 0, 0]) == pytest.approx(5, rel=1e-3)
 
