@@ -43,6 +43,47 @@ def test_a_page_without_clips_asks_for_no_frames(page: Any, serve: Any, make_ses
         wait_for(lambda: asked_in_a_moment() > 5, 20)  # and again
 
 
+def test_clips_fit_where_there_became_less_room_while_none_was_shown(page: Any, serve: Any, make_session: Any) -> None:
+    """Here a sentence above them comes while the agent trains."""
+    loop, server = make_session(pairs=1, name="cartpole-1", width=160, height=210), serve()
+
+    def fits() -> bool:
+        stage, canvas = (page.locator(name).first.bounding_box() for name in ("#stage", "#stage canvas"))
+        under = canvas["y"] + canvas["height"] <= stage["y"] + stage["height"] + 1
+        return under and canvas["y"] >= stage["y"] - 1 and canvas["height"] > stage["height"] - 3
+
+    with loop.session.lock():
+        page.goto(server.page("cartpole-1"))
+        shown(page)
+        page.evaluate("document.getElementById('tour-offer').hidden = true")
+        wait_for(fits)
+        press(page, "ArrowLeft")
+        page.wait_for_selector("#watch-view")
+        page.evaluate("document.querySelector('.goal-line').style.paddingTop = '80px'")
+        loop.record(0, 88.0)
+        loop.collect(1, 2)
+        shown(page)
+        wait_for(fits)
+
+
+def test_the_tour_is_offered_for_the_first_labels_and_not_in_later_rounds(
+    page: Any, serve: Any, make_session: Any
+) -> None:
+    loop, server = make_session(pairs=4, name="cartpole-1"), serve()
+    with loop.session.lock():
+        page.goto(server.page("cartpole-1"))
+        shown(page)
+        page.wait_for_selector("#tour-offer")
+        for _ in range(4):
+            press(page, "ArrowLeft")
+        page.wait_for_selector("#watch-view")
+        loop.record(0, 88.0)
+        loop.collect(1, 2)
+        shown(page)
+        page.wait_for_selector("#round:has-text('1')")
+        assert page.is_hidden("#tour-offer")
+
+
 def test_a_batch_by_keyboard_and_on_to_training_and_the_next(page: Any, serve: Any, make_session: Any) -> None:
     loop, server = make_session(pairs=5, name="cartpole-1"), serve()
     with loop.session.lock():

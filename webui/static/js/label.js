@@ -324,7 +324,10 @@ export class Labeling {
   /** Measuring costs a layout: only for another room or another size of frames. */
   #fit(always = false) {
     const pair = this.#shown;
-    if (!pair) return;
+    if (!pair) {
+      this.#fitted = ""; // there may be less room for the next one
+      return;
+    }
     const [width, height] = ["width", "height"].map((d) => Math.max(pair.left[d], pair.right[d]));
     if (!always && this.#fitted === `${width}x${height}`) return;
     this.#fitted = `${width}x${height}`;

@@ -99,7 +99,7 @@ function show(next) {
   }
   callBack(wanted ? `${state.round}-${state.attempt}` : null);
   calls.offer(state.view === "train" && state.labeler === "human");
-  tour.offer(judging && state.labeled < 3, state.video?.round === -1 ? state.video : null);
+  tour.offer(judging && state.round === 0 && state.labeled < 3, state.video?.round === -1 ? state.video : null);
   document.title = `${titleOf(state)} · ${state.title}`;
   $("title").textContent = state.title;
 }
