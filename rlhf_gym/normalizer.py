@@ -24,7 +24,14 @@ class Normalizer(nn.Module):
     def update(self, x: Tensor) -> None:
         """Merges the moments of x (B, *shape) into the running ones (Chan et al. 1979)."""
         x = x.double()
-        n, mean, var = x.shape[0], x.mean(0), x.var(0, unbiased=False)
+        self.merge(x.shape[0], x.mean(0), x.var(0, unbiased=False))
+
+    def newest(self, x: Tensor) -> Tensor:
+        """What of observations (B, *shape) counts, which is all there is."""
+        return x
+
+    def merge(self, n: int, mean: Tensor, var: Tensor) -> None:
+        """Takes n more rows of this mean and variance in."""
         total, delta = self.count + n, mean - self.mean
         self.var = (self.var * self.count + var * n + delta**2 * self.count * n / total) / total
         self.mean = self.mean + delta * n / total
@@ -50,9 +57,15 @@ class PixelNormalizer(Normalizer):
         """Merges the moments of the newest frames of x (B, S, H, W) uint8 into the running ones."""
         device = self.mean.device
         self.cpu().double()
-        for part in x[:, -1].split(256):  # eight bytes a pixel
-            super().update(part.cpu().double().div_(255))
+        for part in x[:, -1].split(256):  # of so many bytes float32 holds the sums, and those of squares, exactly
+            frames = part.cpu().float()
+            mean, square = frames.sum(0).double() / len(part), frames.square_().sum(0).double() / len(part)
+            self.merge(len(part), mean / 255, (square - mean**2) / 255**2)
         self.float().to(device)
+
+    def newest(self, x: Tensor) -> Tensor:
+        """(B, 1, H, W)."""
+        return x[:, -1:]
 
     def std(self) -> Tensor:
         """(H, W)."""

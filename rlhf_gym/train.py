@@ -576,7 +576,7 @@ def train_agent(
             loss_of = team.averaged(ppo_loss, agent, value_only)
             stats = update(agent, optimizer, roll, advantages, returns, config, generator, value_only, loss_of)
             if agent.normalizer is not None:
-                agent.normalizer.update(team.gathered(roll.obs.flatten(0, 1)))
+                agent.normalizer.update(team.gathered(agent.normalizer.newest(roll.obs.flatten(0, 1))))
             metrics = {k: float(v) for k, v in stats.items()}
             watch.lap("update")
             over = roll.terminated & (config.episode_ends == "absorb")
