@@ -14,6 +14,7 @@ import torch
 from gymnasium import spaces
 from PIL import Image
 from rich.console import Console
+from videos import frames_of
 
 from rlhf_gym import catalog, checkpoints, collect, envs, replay, sheets, store
 from rlhf_gym.checkpoints import Snapshot
@@ -26,7 +27,6 @@ from rlhf_gym.loop import Loop, collect_pairs
 from rlhf_gym.monitor import Monitor
 from rlhf_gym.replay import Candidate
 from rlhf_gym.segments import load_segment
-from rlhf_gym.sheets import MAX_SHEET_PIXELS, MAX_SIDE, make_sheet
 from rlhf_gym.train import pair_logits
 
 CPU = torch.device("cpu")
@@ -83,16 +83,6 @@ def made(env_id="collect/Film-v0", round=-1, reward=False, **settings) -> tuple[
 
 def gathered(snapshot: Snapshot, count: int, steps: int, film=False, seed=0) -> list[Candidate]:
     return collect.gather(snapshot, snapshot.config, snapshot.info, count, steps, (seed, 3), lambda *_: None, film)
-
-
-def pixels(png: bytes) -> np.ndarray:
-    return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
-
-
-def frames_of(sheet: sheets.Sheet) -> list[np.ndarray]:
-    image, (w, h) = pixels(sheet.png), (sheet.frame_width, sheet.frame_height)
-    places = [(i // sheet.columns * h, i % sheet.columns * w) for i in range(sheet.frames)]
-    return [image[y : y + h, x : x + w] for y, x in places]
 
 
 # ---------------------------------------------------------------------------------------------- segments
@@ -221,75 +211,6 @@ def test_a_cutter_takes_an_end_at_every_place():
         if life == 4:
             assert kept[1].observations[:, 0].tolist() == [3, 4, 4]
             assert kept[1].absorbing.tolist() == [False, True, True]
-
-
-# ---------------------------------------------------------------------------------------------- sheets
-
-
-@pytest.mark.parametrize(("size", "count"), [((20, 30), 1), ((20, 30), 2), ((30, 20), 7), ((400, 600), 13)])
-def test_every_frame_stands_where_the_page_looks_for_it(size, count):
-    frames = [np.full((*size, 3), (10 * i, 5, 250 - i), np.uint8) for i in range(count)]
-    sheet = make_sheet(frames)
-    assert (sheet.frame_height, sheet.frame_width, sheet.frames) == (*size, count)
-    rows = -(-count // sheet.columns)
-    assert pixels(sheet.png).shape == (rows * size[0], sheet.columns * size[1], 3)
-    for found, frame in zip(frames_of(sheet), frames, strict=True):
-        assert np.array_equal(found, frame)
-
-
-@pytest.mark.parametrize(("size", "count"), [((900, 300), 2), ((300, 1200), 2), ((500, 500), 90), ((2, 3), 5)])
-def test_a_sheet_is_no_larger_than_a_browser_holds(size, count):
-    sheet = make_sheet([np.zeros((*size, 3), np.uint8)] * count)
-    assert max(sheet.frame_width, sheet.frame_height) <= MAX_SIDE
-    assert sheet.frame_width * sheet.frame_height * count <= MAX_SHEET_PIXELS * 1.01
-    assert sheet.frame_height / sheet.frame_width == pytest.approx(size[0] / size[1], rel=0.02)
-    width, height = Image.open(io.BytesIO(sheet.png)).size
-    assert max(width, height) < 16_384  # what browsers' canvases take at least
-
-
-def test_a_frame_of_another_size_is_brought_to_that_of_the_first():
-    frames = [np.full((40, 50, 3), 9, np.uint8), np.full((44, 50, 3), 200, np.uint8)]
-    found = frames_of(make_sheet(frames))
-    assert [f.shape for f in found] == [(40, 50, 3)] * 2
-    assert [int(f.mean()) for f in found] == [9, 200]
-
-
-@pytest.mark.parametrize(("more", "off"), [([(250, 4, 3)], 0), ([(101, 100, 104)], 12), ([(9, 200, 9)], None)])
-def test_shades_beyond_256_find_a_near_place_and_other_colours_do_not(more, off):
-    shades = [(100 + i // 32, 100 + i % 32, 100) for i in range(255)] + [(250, 4, 3)]
-    first = np.array(shades, np.uint8).reshape(16, 16, 3)
-    then = np.array(([(100, 100, 100)] * 255 + more), np.uint8).reshape(16, 16, 3)
-    palette = sheets.few_colors([first, then], [(0, 0), (0, 16)], (16, 32))
-    if off is None:
-        assert palette is None  # Pillow chooses 256 anew
-    else:
-        seen = np.asarray(palette.convert("RGB")).astype(int)
-        assert np.array_equal(seen[:, :16], first)
-        assert np.abs(seen[:, 16:] - then).max() <= off
-
-
-def test_many_colours_become_256_near_ones_and_red_stays_red():
-    rng = np.random.default_rng(0)
-    frame = np.zeros((60, 80, 3), np.uint8)
-    frame[:, :40, 0], frame[:, 40:, 2] = 200, 200
-    noisy = np.clip(frame.astype(int) + rng.integers(-20, 21, frame.shape), 0, 255).astype(np.uint8)
-    assert len(np.unique(noisy.reshape(-1, 3), axis=0)) > 256
-    found = frames_of(make_sheet([noisy]))[0]
-    assert np.abs(found.astype(int) - noisy).mean() < 16
-    assert found[:, :40, 0].mean() > 150 > 50 > found[:, :40, 2].mean()
-
-
-@pytest.mark.parametrize("env_id", ["CartPole-v1", "ALE/Pong-v5", "rlhf_gym/Dot-v0", "Pendulum-v1"])
-def test_colours_are_exact_where_there_are_few(env_id):
-    twin = Twin(Config(env_id=env_id))
-    twin.reset(1)
-    frames = [twin.frame()]
-    for _ in range(3):
-        twin.step(np.zeros(twin.info.action_shape, np.int64 if twin.info.num_actions else np.float32))
-        frames.append(twin.frame())
-    twin.close()
-    for found, frame in zip(frames_of(make_sheet(frames)), frames, strict=True):
-        assert np.array_equal(found, frame)
 
 
 # ---------------------------------------------------------------------------------------------- seen again

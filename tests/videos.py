@@ -1,12 +1,19 @@
-"""Videos for tests, written and read with PyAV. (imageio's plugin collects garbage at each close, other tests' too.)"""
+"""Videos and sheets for tests.
+
+Videos are written and read with PyAV: imageio's plugin collects garbage at each close, other tests' too.
+"""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
 import av
 import numpy as np
+from PIL import Image
+
+from rlhf_gym.sheets import Sheet
 
 
 def write_video(path: Path, frames: np.ndarray | Sequence[np.ndarray], fps: int = 30) -> None:
@@ -23,3 +30,13 @@ def read_video(path: Path) -> np.ndarray:
     """(T, H, W, 3) uint8."""
     with av.open(path) as container:
         return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+
+
+def pixels(png: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
+
+
+def frames_of(sheet: Sheet) -> list[np.ndarray]:
+    image, (w, h) = pixels(sheet.png), (sheet.frame_width, sheet.frame_height)
+    places = [(i // sheet.columns * h, i % sheet.columns * w) for i in range(sheet.frames)]
+    return [image[y : y + h, x : x + w] for y, x in places]
