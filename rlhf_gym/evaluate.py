@@ -104,7 +104,8 @@ def play_episodes(
         greedy: the likeliest actions; None means sampled on Atari, where a greedy agent gets stuck, greedy elsewhere.
         score: also score each whole episode (absorbing steps: none).
         clock: gives the seconds that count for max_seconds.
-        max_seconds: stop then; what has finished counts, and if nothing has, what has been played so far does.
+        max_seconds: no episode begins after half of them, and those under way are cut at the end and count as they
+            stand: to leave them out would leave out the long ones.
     """
     greedy = info.kind != "atari" if greedy is None else greedy
     seed_path = (config.seed, PHASE_SEED["record"])  # the same episodes for every round
@@ -126,8 +127,7 @@ def play_episodes(
             step = vec.step(actions)
             returns += step.rewards
             lengths += 1
-            out_of_time = clock() - start > max_seconds
-            nothing_yet = not results
+            spent = clock() - start
             for i in range(n):
                 if not share[i]:
                     continue
@@ -135,20 +135,19 @@ def play_episodes(
                     more = rams.step(i, actions[i]) if rams is not None else {}
                     steps[i].append((obs[i].copy(), actions[i], float(step.rewards[i]), {**step.infos[i], **more}))
                 over = bool(step.terminated[i] or step.truncated[i])
-                cut = lengths[i] >= step_cap or (out_of_time and nothing_yet)
+                cut = lengths[i] >= step_cap or spent > max_seconds
                 if over or cut:
                     capped += not over
                     value = score(whole_episode(steps[i])) if score is not None else 0.0
                     results.append((float(returns[i]), int(lengths[i]), value))
-                    share[i] -= 1 if over else share[i]  # an episode without an end is played once
+                    last = not over or spent > max_seconds / 2  # an episode without an end is played once
+                    share[i] = 0 if last else share[i] - 1
                 if over:
                     returns[i], lengths[i], steps[i] = 0.0, 0, []
                     if rams is not None:
                         rams.reset([i], vec.episode_seeds)
             if report is not None:
                 report(len(results), episodes)
-            if out_of_time:
-                break
             obs = step.obs
     finally:
         vec.close()

@@ -148,11 +148,22 @@ def test_the_clock_ends_an_evaluation(lives, seconds, episodes, mean, capped):
     assert (result["episodes"], result["mean"], result["capped"]) == (episodes, mean, capped)
 
 
+def test_where_time_is_short_long_episodes_count_as_well():
+    """Else an agent that holds out longer looks no better: the first that lose are all that is counted."""
+    ticks = iter(range(10**6))
+    agent, config, info = made(env_kwargs={"lives": (20, 99)})
+    result = evaluate.evaluate(agent, config, info, 0, 100, max_seconds=25.5, clock=lambda: float(next(ticks)))
+    lives = first_lives(config, [1] * 8)
+    assert set(lives) == {20, 99}
+    assert (result["episodes"], result["capped"]) == (8, lives.count(99))
+    assert result["mean"] == pytest.approx(np.mean([min(x, 26) for x in lives]))
+
+
 def test_the_clock_is_looked_at_in_time():
     agent, config, info = made("CartPole-v1")
     began = time.monotonic()
     result = evaluate.evaluate(agent, config, info, 0, 10**6, max_seconds=0.5)
-    assert 0.5 <= time.monotonic() - began < 10
+    assert 0.25 <= time.monotonic() - began < 10
     assert 0 < result["episodes"] < 10**6
 
 
