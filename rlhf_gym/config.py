@@ -40,7 +40,7 @@ class Settings:
     episode_ends: Literal["absorb", "hide"] = "absorb"
     """absorb: an ended episode shows its last frame, held, and has a learned value; hide: resets are ordinary steps."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """Where networks run; auto takes a GPU for pixels where there is one."""
+    """Where networks run; auto takes an NVIDIA GPU for pixels where there is one, of Apple's give mps."""
     fast: bool = True
     """The same algorithm computed sooner; --no-fast leaves every number to the plain code."""
     bfloat16: bool = True
@@ -60,7 +60,7 @@ class Settings:
     labeler: Literal["human", "synthetic"] = "human"
     """human: labels come from the page; synthetic: from the true return or --score, with nobody there."""
     mistake_rate: float = 0.0
-    """Probability that the synthetic labeler flips a label."""
+    """Probability that the synthetic labeler flips a label that says left or right."""
     score: str = ""
     """MODULE:FUNCTION with score(clip) -> float for the synthetic labeler; empty means the true return."""
     tie_threshold: float = 0.0
