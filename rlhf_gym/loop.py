@@ -298,7 +298,8 @@ def fit_reward(loop: Loop, where: Where) -> None:
         if labels is not None:
             model = checkpoints.new_reward_model(loop.info, config, loop.device, number)
             previous = before.reward if config.reward_init == "previous" else None
-            if previous is not None and checkpoints.may_go_on(previous):
+            forgets = after >= before.last_label_id  # all that it learned from
+            if previous is not None and not forgets and checkpoints.may_go_on(previous):
                 model.load_state_dict(previous.state_dict())
             metrics = train_reward(
                 model, labels, config, loop.device, report=report, state=state.get("training"),
@@ -391,7 +392,8 @@ def the_better(
 ) -> Snapshot:
     """The agent just trained, or the one of before where the reward model clearly likes that better."""
     before = loop.before(number)
-    worth = [succession.worth(s.agent, model, loop.config, number, report.heed) for s in (trained, before)]
+    agents = [trained.agent, before.agent]
+    worth = succession.worth(agents, model, loop.config, number, report.heed, report.elapsed)
     keeps = succession.kept(*worth)
     values = {"charts/worth": float(worth[0].mean()), "charts/worth_before": float(worth[1].mean())}
     report.put({**values, "charts/kept": float(keeps)}, trained.global_step + state["steps"])

@@ -6,12 +6,14 @@ just learned may be worse than it was (docs/benchmarks.md).
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -23,7 +25,7 @@ from rlhf_gym.train import Agent, RewardModel, rollout
 EPISODES = 8  # one in each environment
 STEPS = 400  # of each at most
 CHUNK = 50  # steps between looks at the clock and at what the person wants
-SECONDS = 15.0
+SECONDS = 30.0  # for both agents
 SURE = 2.0  # standard errors by which the agent of before must be liked better
 
 
@@ -42,39 +44,70 @@ def soften(agent: Agent, factor: float) -> None:
             agent.log_std.clamp_(min=0.0)
 
 
+class Trial:
+    """An agent in some episodes, judged by a reward model."""
+
+    def __init__(self, agent: Agent, model: RewardModel, config: Config, round: int) -> None:
+        self.agent, self.model, self.config = agent, model, config
+        self.vec = Envs(config, EPISODES, (config.seed, round, PHASE_SEED["train_agent"], 1 << 20))
+        self.sums, self.lengths = torch.zeros(2, EPISODES, device=model.scale.device)
+        self.running = torch.ones_like(self.sums, dtype=torch.bool)
+        self.after = torch.full_like(self.sums, torch.nan)
+        self.obs: np.ndarray | None = None
+
+    def play(self, steps: int) -> None:
+        """The likeliest actions for so many steps."""
+        obs = self.vec.reset() if self.obs is None else self.obs
+        some = replace(self.config, num_steps=steps)
+        roll, self.obs, _ = rollout(self.agent, self.vec, obs, some, None, self.sums.device)
+        self.model.score(roll)
+        for t in range(steps):
+            self.sums, self.lengths = self.sums + roll.rewards[t] * self.running, self.lengths + self.running
+            if self.config.episode_ends == "absorb":
+                self.after = torch.where(self.running & roll.terminated[t], roll.absorbing[t], self.after)
+                self.running = self.running & ~(roll.terminated[t] | roll.truncated[t])
+
+    def worth(self, horizon: int) -> torch.Tensor:
+        rest = torch.where(self.after.isnan(), 0.0, horizon - self.lengths)
+        return (self.sums + rest * self.after.nan_to_num()) / (self.lengths + rest)
+
+
 @torch.no_grad()
 def worth(
-    agent: Agent, model: RewardModel, config: Config, round: int, heed: Callable[[], None] = lambda: None
-) -> torch.Tensor:
-    """The mean predicted reward of each of some episodes, (EPISODES,), the likeliest actions taken.
+    agents: Sequence[Agent],
+    model: RewardModel,
+    config: Config,
+    round: int,
+    heed: Callable[[], None] = lambda: None,
+    clock: Callable[[], float] = time.monotonic,
+) -> list[torch.Tensor]:
+    """For each agent the mean predicted reward of each of some episodes, (EPISODES,), the likeliest actions taken.
 
     An episode that ends goes on with what its end is worth; one that is cut off counts as far as it went, and so do
-    all where it takes longer than SECONDS. With episode_ends "hide" the next one goes on in its place.
+    all where it takes longer than SECONDS, at the same step for each agent. With episode_ends "hide" the next one goes
+    on in its place.
 
     Args:
         heed: called now and then; it may break this off by raising.
+        clock: gives the seconds that count.
     """
-    began, vec = time.monotonic(), Envs(config, EPISODES, (config.seed, round, PHASE_SEED["train_agent"], 1 << 20))
-    try:
-        horizon = min(vec.info.max_episode_steps or STEPS, STEPS)
-        sums, lengths = torch.zeros(2, EPISODES, device=model.scale.device)
-        running, after = torch.ones_like(sums, dtype=torch.bool), torch.full_like(sums, torch.nan)
-        obs, done = vec.reset(), 0
-        while done < horizon and running.any() and (done == 0 or time.monotonic() - began < SECONDS):
-            heed()
-            some = replace(config, num_steps=min(CHUNK, horizon - done))
-            roll, obs, _ = rollout(agent, vec, obs, some, None, sums.device)
-            model.score(roll)
-            done += some.num_steps
-            for t in range(some.num_steps):
-                sums, lengths = sums + roll.rewards[t] * running, lengths + running
-                if config.episode_ends == "absorb":
-                    after = torch.where(running & roll.terminated[t], roll.absorbing[t], after)
-                    running = running & ~(roll.terminated[t] | roll.truncated[t])
-    finally:
-        vec.close()
-    rest = torch.where(after.isnan(), 0.0, horizon - lengths)
-    return (sums + rest * after.nan_to_num()) / (lengths + rest)
+    with contextlib.ExitStack() as stack:
+        trials = list[Trial]()
+        for agent in agents:
+            trials.append(Trial(agent, model, config, round))
+            stack.callback(trials[-1].vec.close)
+        began, done = clock(), 0
+        horizon = min(trials[0].vec.info.max_episode_steps or STEPS, STEPS)
+        while done < horizon and (done == 0 or clock() - began < SECONDS):
+            going = [trial for trial in trials if trial.running.any()]
+            if not going:
+                break
+            steps = min(CHUNK, horizon - done)
+            for trial in going:
+                heed()
+                trial.play(steps)
+            done += steps
+        return [trial.worth(horizon) for trial in trials]
 
 
 def kept(trained: torch.Tensor, before: torch.Tensor) -> bool:

@@ -90,27 +90,52 @@ def judge(info: EnvInfo, config: Config) -> train.RewardModel:
 def test_the_worth_of_an_episode_counts_what_comes_after_its_end() -> None:
     agent, config, info = agent_and_config("CartPole-v1")
     model, up, looks = judge(info, config), balancer(agent), list[int]()
-    found = succession.worth(up, model, config, 0, lambda: looks.append(1))
+    [found] = succession.worth([up], model, config, 0, lambda: looks.append(1))
     assert found.tolist() == pytest.approx([2.0] * succession.EPISODES)
     assert len(looks) == succession.STEPS / succession.CHUNK
     turned_round(up)
     looks.clear()
-    worth = succession.worth(up, model, config, 0, lambda: looks.append(1))
+    [worth] = succession.worth([up], model, config, 0, lambda: looks.append(1))
     assert len(looks) == 1  # all over: the rest is known
     lengths = (worth + 3) / 5 * succession.STEPS
     assert ((lengths > 7.5) & (lengths < 12)).all()
     assert torch.allclose(lengths, lengths.round(), atol=1e-2)
-    assert succession.worth(up, model, replace(config, episode_ends="hide"), 0).mean() == pytest.approx(2)
+    assert succession.worth([up], model, replace(config, episode_ends="hide"), 0)[0].mean() == pytest.approx(2)
 
 
 def test_an_episode_that_was_cut_off_counts_as_far_as_it_went(monkeypatch: pytest.MonkeyPatch) -> None:
     agent, config, info = agent_and_config("Pendulum-v1")
     every = pytest.approx([2.0] * succession.EPISODES)
-    assert succession.worth(agent, judge(info, config), config, 0).tolist() == every
+    assert succession.worth([agent], judge(info, config), config, 0)[0].tolist() == every
     monkeypatch.setattr(succession, "SECONDS", 0.0)
     looks: list[int] = []
-    assert succession.worth(agent, judge(info, config), config, 0, lambda: looks.append(1)).tolist() == every
+    assert succession.worth([agent], judge(info, config), config, 0, lambda: looks.append(1))[0].tolist() == every
     assert len(looks) == 1
+
+
+def test_where_time_is_short_both_agents_are_judged_over_the_same_steps_and_a_pause_does_not_count() -> None:
+    agent, config, info = agent_and_config("Pendulum-v1")
+    seconds, looks = 0.0, list[int]()
+
+    def heed() -> None:  # a look takes a third of the time
+        nonlocal seconds
+        seconds += succession.SECONDS / 3 + 1
+        looks.append(1)
+
+    model = new_reward_model(info, config, CPU, 0)
+    first, second = succession.worth([agent, agent], model, config, 0, heed, lambda: seconds)
+    assert len(looks) == 4
+    assert torch.equal(first, second)
+    assert not torch.equal(first, succession.worth([agent], model, config, 0, clock=lambda: 0.0)[0])  # to the end
+
+
+def test_whoever_is_all_over_waits_for_the_other() -> None:
+    agent, config, info = agent_and_config("CartPole-v1")
+    up, down, looks = balancer(agent), balancer(agent), list[int]()
+    turned_round(down)
+    one, other = succession.worth([down, up], judge(info, config), config, 0, lambda: looks.append(1), lambda: 0.0)
+    assert len(looks) == 1 + succession.STEPS / succession.CHUNK
+    assert one.max() < other.min()
 
 
 def test_what_the_person_asks_for_breaks_a_comparison_off_and_closes_its_environments(
@@ -129,8 +154,8 @@ def test_what_the_person_asks_for_breaks_a_comparison_off_and_closes_its_environ
 
     monkeypatch.setattr(succession, "Envs", Closing)
     with pytest.raises(KeyboardInterrupt):
-        succession.worth(agent, judge(info, config), config, 0, stop)
-    assert closed == [True]
+        succession.worth([agent, agent], judge(info, config), config, 0, stop)
+    assert closed == [True, True]
 
 
 @pytest.mark.parametrize(("shift", "keeps"), [(0.5, True), (0.0, True), (-0.4, True), (-0.6, False)])
@@ -225,7 +250,7 @@ def test_longer_asked_for_while_both_are_compared_is_heard(at_round_one: Any, mo
     session, whole, _ = at_round_one
     seen, worth = Seen(worse=False), succession.worth
 
-    def asked(*args: Any) -> torch.Tensor:
+    def asked(*args: Any) -> list[torch.Tensor]:
         if not session.wishes().longer(1):
             session.add_event("longer", 1)
         return worth(*args)

@@ -357,6 +357,31 @@ def changed_mind(tmp_path: Path) -> Iterator[Session]:
     session.close()
 
 
+@pytest.mark.parametrize("more", [0, 10])
+def test_a_reward_model_does_not_go_on_from_what_was_forgotten(
+    more: int, changed_mind: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But from one that has learned since then it does."""
+    config, info = dataclasses.replace(changed_mind.config, reward_init="previous"), envs.describe(changed_mind.config)
+    agent, model = new_agent(info, config, CPU), new_reward_model(info, config, CPU, 5)
+    seen = changed_mind.wishes().forgotten + more
+    Snapshot(agent, model, config, info, START, seen).save(changed_mind.checkpoint(START))
+    whole = loop.Loop(
+        changed_mind, config, info, CPU, Monitor(changed_mind, Console(quiet=True)), Control(changed_mind, None), None
+    )
+
+    def begins(model: RewardModel, *args: Any, **named: Any) -> None:
+        begun.append(model.weights[0].detach().clone())
+        raise KeyboardInterrupt
+
+    begun: list[torch.Tensor] = []
+    monkeypatch.setattr(loop, "train_reward", begins)
+    with pytest.raises(KeyboardInterrupt):
+        loop.fit_reward(whole, Where(0, 0, "train_reward", 90, 90))
+    whole.monitor.close()
+    assert torch.equal(begun[0], model.weights[0]) == (more > 0)
+
+
 def test_old_labels_outweigh_new_ones_until_they_are_set_aside(changed_mind: Session) -> None:
     """What the page asks after a change of goal: do older labels still count?"""
     rng, found = np.random.default_rng(9), {}
