@@ -146,6 +146,13 @@ class Envs:
         return self.episode_seeds
 
 
+def refuse_infinite(env_id: str, obs: np.ndarray) -> None:
+    """Of observations (N, *obs_shape): a network that learns from NaN or infinity is lost for good."""
+    if obs.dtype == np.float32 and not (finite := np.isfinite(obs)).all():
+        wrong = obs[int(finite.reshape(len(obs), -1).all(1).argmin())]
+        raise UserError(f"{env_id} gave an observation with NaN or infinity in it: {wrong}. {KEPT}")
+
+
 class Loop:
     """N gymnasium environments, one after the other. About as fast as SyncVectorEnv, with a dict of info for each."""
 
@@ -161,6 +168,7 @@ class Loop:
         obs = self._empty()
         for i, env in enumerate(self.envs):
             obs[i] = env.reset(int(seeds[i]))
+        refuse_infinite(self.envs[0].id, obs)
         return obs
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, list[dict[str, Any]]]:
@@ -170,19 +178,14 @@ class Loop:
         for i, (env, action) in enumerate(zip(self.envs, self.envs[0].native(actions), strict=True)):
             obs[i], rewards[i], terminated[i], truncated[i], info = env.step(action)
             infos.append(info)
-        self._refuse_nan(obs)
+        refuse_infinite(self.envs[0].id, obs)
         return obs, rewards, terminated, truncated, infos
-
-    def _refuse_nan(self, obs: np.ndarray) -> None:
-        """An agent that learns from NaN is lost for good."""
-        if obs.dtype == np.float32 and np.isnan(obs).any():
-            i = int(np.isnan(obs).reshape(len(obs), -1).any(1).argmax())
-            raise UserError(f"{self.envs[i].id} gave an observation with NaN in it: {obs[i]}. {KEPT}")
 
     def restart(self, obs: np.ndarray, ended: np.ndarray, seeds: np.ndarray) -> np.ndarray:
         obs = obs.copy()
         for i in np.flatnonzero(ended):
             obs[i] = self.envs[i].reset(int(seeds[i]))
+        refuse_infinite(self.envs[0].id, obs)
         return obs
 
     def close(self) -> None:
@@ -213,8 +216,7 @@ class Twin:
     def reset(self, seed: int) -> np.ndarray:
         """Returns obs_shape."""
         with CALL.into(self._id):
-            obs = self._env.reset(int(seed))
-        return np.array(obs, np.uint8 if self.info.image else np.float32)
+            return self._copy(self._env.reset(int(seed)))
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """(observation, true reward, terminated, truncated, info); reset it yourself when an episode has ended.
@@ -224,8 +226,12 @@ class Twin:
         (native,) = self._env.native(np.asarray(action)[None])
         with CALL.into(self._id):
             obs, reward, terminated, truncated, info = self._env.step(native)
-        obs = np.array(obs, np.uint8 if self.info.image else np.float32)
-        return obs, float(np.float32(reward)), bool(terminated), bool(truncated), info
+        return self._copy(obs), float(np.float32(reward)), bool(terminated), bool(truncated), info
+
+    def _copy(self, obs: np.ndarray) -> np.ndarray:
+        copied = np.array(obs, np.uint8 if self.info.image else np.float32)
+        refuse_infinite(self._id, copied[None])
+        return copied
 
     def frame(self) -> np.ndarray:
         """What a person sees now: (H, W, 3) uint8, RGB."""
@@ -330,8 +336,8 @@ class GymEnv:
             raise UserError(f"{self.id} failed in reset(seed={seed}): {raised(error)}. {KEPT}") from error
         self._reset_before = True
         if self._stack is None:
-            return self._vector(raw)
-        self._stack[:] = self._image(raw)
+            return self._view(raw)
+        self._stack[:] = self._view(raw)
         return self._stack
 
     def step(self, action: Any) -> tuple[np.ndarray, Any, bool, bool, dict[str, Any]]:
@@ -342,19 +348,28 @@ class GymEnv:
         """
         try:
             raw, reward, terminated, truncated, info = self._env.step(action)
+            reward = np.asarray(reward, np.float64).item()
         except Exception as error:  # code that is not ours
             raise UserError(f"{self.id} failed in step(action={action!r}): {raised(error)}. {KEPT}") from error
         if self._stack is None:
-            return raw if self._plain else self._vector(raw), reward, terminated, truncated, info
+            return self._view(raw), reward, terminated, truncated, info
         self._stack[:-1] = self._stack[1:]
-        self._stack[-1] = self._image(raw)
+        self._stack[-1] = self._view(raw)
         return self._stack, reward, terminated, truncated, info
 
-    def _vector(self, raw: Any) -> np.ndarray:
-        return np.asarray(spaces.flatten(self._space, raw))
-
-    def _image(self, raw: Any) -> np.ndarray:
-        return gray(self.frame() if self._frames else raw, self._shape)
+    def _view(self, raw: Any) -> np.ndarray:
+        """What the agent sees of an observation: the vector, or the newest image of its stack."""
+        try:
+            if self._stack is not None:
+                return gray(self.frame() if self._frames else raw, self._shape)
+            seen = np.asarray(raw if self._plain else spaces.flatten(self._space, raw))
+            if seen.shape != self.info.obs_shape:
+                raise ValueError(f"its shape is {seen.shape}, where its space has {self.info.obs_shape}")
+            return seen
+        except UserError:
+            raise
+        except Exception as error:  # it is not what the environment says that it is
+            raise UserError(f"{self.id} gave an observation that is not of its space: {said(error)}. {KEPT}") from error
 
     def frame(self) -> np.ndarray:
         if not self._drawn_before:
@@ -362,7 +377,13 @@ class GymEnv:
         renderer = getattr(self._env.unwrapped, "mujoco_renderer", None)
         if renderer is not None:
             renderer.viewer.make_context_current()  # else it draws with the textures of whichever was made last
-        return np.ascontiguousarray(self._env.render())
+        return np.ascontiguousarray(self._draw(EGL_REMEDY if renderer is not None else ""))
+
+    def _draw(self, remedy: str) -> Any:
+        try:
+            return self._env.render()
+        except Exception as error:  # code that is not ours
+            raise UserError(f"{self.id} cannot render a frame: {said(error)}{remedy}") from error
 
     def action_names(self) -> list[str]:
         meanings = getattr(self._env.unwrapped, "get_action_meanings", None)
@@ -380,11 +401,7 @@ class GymEnv:
                 # gymnasium 1.4 makes the camera free at each frame, so the agent walks out of the picture; the
                 # model's own camera follows it. -1, as before, where the model has none.
                 renderer.camera_id = mujoco.mj_name2id(inner.model, mujoco.mjtObj.mjOBJ_CAMERA, "track")
-        try:
-            frame = self._env.render()
-        except Exception as error:
-            remedy = EGL_REMEDY if renderer is not None else ""
-            raise UserError(f"{self.id} cannot render a frame: {said(error)}{remedy}") from error
+        frame: Any = self._draw(EGL_REMEDY if renderer is not None else "")
         if not (isinstance(frame, np.ndarray) and frame.ndim == 3 and frame.shape[2] == 3 and frame.dtype == np.uint8):
             what = getattr(frame, "shape", type(frame).__name__)
             raise UserError(f"{self.id} renders {what}: its rgb_array must be a (H, W, 3) array of uint8.")

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 import tyro
 
-from rlhf_gym import arguments, checkpoints, cli, envs, running, trust
+from rlhf_gym import arguments, checkpoints, cli, envs, running, trust, whatif
 from rlhf_gym.checkpoints import Snapshot
 from rlhf_gym.config import Config, Settings, UserError, resolve, validate, validate_each
 from rlhf_gym.evaluate import evaluate
@@ -75,11 +75,23 @@ def main() -> None:
 
 
 def train(command: Train, args: list[str], team: Team | None) -> int:
+    if command.out is not None:
+        make_room(command.out)
     if command.reward == "env":
         plain_ppo(command, args, team)
     else:
         retrain(command, args, team)
     return 0
+
+
+def make_room(out: Path) -> None:
+    """Raises UserError now for what could not be written after hours of training."""
+    if out.is_dir():
+        raise UserError(f"--out {out} is a directory: name the file to write.")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"Cannot write to {out.parent} ({error.strerror}): give another --out.") from None
 
 
 class TrueReward:
@@ -149,16 +161,28 @@ def retrain(command: Train, args: list[str], team: Team | None = None) -> None:
         raise UserError("Nothing to train: name a session, or give --reward env --env-id CartPole-v1.")
     session = running.open_session(command.data_dir, command.session)
     trust.require(session, command.trust)
-    config = validate(dataclasses.replace(session.config, **arguments.explicit(command.settings, args)))
+    if command.env_id not in ("", session.config.env_id):
+        raise UserError(
+            f"--env-id {command.env_id} is for --reward env: the labels of {session.name!r} are of "
+            f"{session.config.env_id}, so leave it out."
+        )
+    given = arguments.explicit(command.settings, args)
+    whatif.refuse_other_clips(session.config, given, "when labels are learned from anew")
+    config = validate(dataclasses.replace(session.config, **given))
     info = envs.describe(config)
+    running.check_environment(session, config, info)
     device = checkpoints.pick_device(config, info)
     team.check(config, device)
     agent = checkpoints.new_agent(info, config, device)
     labels = load_labels(session, agent.from_env, config.seed, config.ensemble_size, after=session.wishes().forgotten)
     if labels is None:
         raise UserError(f"Session {session.name!r} has no label that says better or worse: label some pairs first.")
+    for sentence in labels.damaged:
+        print(f"{sentence} Its pairs are left out.")
     model = checkpoints.new_reward_model(info, config, device, 0)
     metrics = train_reward(model, labels, config, device)
+    if not model.scale.any():  # advantages of no reward are noise
+        raise UserError(f"The labels of session {session.name!r} tell no clip from another: label more pairs first.")
     print(f"train_reward {len(labels.pairs)} labels | " + " | ".join(f"{k} {v:.3g}" for k, v in metrics.items()))
     rounds = [r for r in session.trained_rounds() if r >= 0]
     steps = command.steps or config.agent_steps_per_round * max(1, len(rounds))
@@ -175,6 +199,8 @@ def finish(snapshot: Snapshot, command: Train) -> None:
     result: dict[str, Any] = evaluate(snapshot.agent, snapshot.config, snapshot.info, 0, 20, max_seconds=60)
     print(f"true return {result['mean']} ± {result['std']} over {result['episodes']} episodes")
     if command.out is not None:
-        command.out.parent.mkdir(parents=True, exist_ok=True)
-        snapshot.save(command.out)
+        try:
+            snapshot.save(command.out)
+        except OSError as error:
+            raise UserError(f"Cannot write {command.out} ({error.strerror}): the agent is lost.") from None
         print(command.out)

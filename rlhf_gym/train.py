@@ -297,7 +297,7 @@ def label_loss(logits: Tensor, target: Tensor, mistake_rate: float) -> Tensor:
         target: (P,) what the label says of P(left is better); 1/2 for equal.
         mistake_rate: m; the likelihood of a label is (1 - 2m) p + m.
     """
-    if mistake_rate == 0:
+    if mistake_rate < 1e-6:  # which float32 does not tell from none where p is 1
         return F.binary_cross_entropy_with_logits(logits, target.expand_as(logits), reduction="none")
     p = (1 - 2 * mistake_rate) * torch.sigmoid(logits) + mistake_rate
     return -(target * p.log() + (1 - target) * (1 - p).log())

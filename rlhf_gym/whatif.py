@@ -123,15 +123,20 @@ def plan(source: Session, given: Mapping[str, Any], without: str) -> tuple[Confi
             f"--rounds {given['rounds']} is out of range: session {source.name!r} has trained {len(rounds)} rounds."
         )
     config = source.config
-    for name in KEPT:
-        if name in given and given[name] != getattr(config, name):
-            raise UserError(
-                f"{flag(name)} cannot change from {getattr(config, name)!r} to {given[name]!r} in a replay: the clips "
-                "that were labeled show the environment as it was. Start a new session for that."
-            )
+    refuse_other_clips(config, given, "in a replay")
     config = cfg.validate(replace(config, **{"rounds": len(rounds), **given}))
     until = [trained_with(source, n).last_label_id for n in range(config.rounds)]
     return config, Original(source.name, until, left_out(source, without, until[-1], config.rounds))
+
+
+def refuse_other_clips(config: Config, given: Mapping[str, Any], where: str) -> None:
+    """Raises UserError for settings that the labeled clips were not made with."""
+    for name in KEPT:
+        if name in given and given[name] != getattr(config, name):
+            raise UserError(
+                f"{flag(name)} cannot change from {getattr(config, name)!r} to {given[name]!r} {where}: the clips "
+                "that were labeled show the environment as it was. Start a new session for that."
+            )
 
 
 def left_out(source: Session, text: str, until: int, rounds: int) -> Spans:

@@ -50,11 +50,20 @@ class Strange(gymnasium.Env):
         obs = self.observation_space.sample()
         if self.fail == "nan" and self.t == 3:
             obs[-1] = math.nan
+        if self.fail == "inf" and self.t == 3:
+            obs[-1] = math.inf
+        if self.fail == "shape" and self.t == 3:
+            obs = obs[:1]
+        if self.fail == "rewards" and self.t == 3:
+            return obs, np.ones(2), False, False, info
         return obs, self.reward, bool(self.end and self.t >= self.end), False, info
 
     def render(self):
         frame = np.zeros((40, 60, 3), np.uint8)
         frame[:, :, 0] = 255  # red
+        self.drawn = getattr(self, "drawn", 0) + 1
+        if self.fail == "later frame" and self.drawn == 3:
+            raise OSError("no more film")
         return frame
 
 
@@ -226,7 +235,19 @@ def test_arrays_are_the_callers_to_keep():
             "step",
             r"test/Strange-v0 failed in step\(.*0.*\): ZeroDivisionError: the wind has turned \(test_envs\.py, line \d+\)\. Nothing of the session",
         ),
-        ("nan", r"test/Strange-v0 gave an observation with NaN in it: \[.* nan\]\. Nothing of the session is lost"),
+        (
+            "nan",
+            r"Strange-v0 gave an observation with NaN or infinity in it: \[.* nan\]\. Nothing of the session is lost",
+        ),
+        (
+            "inf",
+            r"Strange-v0 gave an observation with NaN or infinity in it: \[.* inf\]\. Nothing of the session is lost",
+        ),
+        (
+            "shape",
+            r"Strange-v0 gave an observation that is not of its space: ValueError: its shape is \(1,\), where its space has ",
+        ),
+        ("rewards", r"Strange-v0 failed in step\(.*0.*\): ValueError: .*size 1.*\. Nothing of the session"),
     ],
 )
 def test_an_environment_that_fails_is_told_in_a_sentence(fail: str, says: str) -> None:
@@ -249,6 +270,33 @@ def test_a_later_reset_that_fails_is_told_too() -> None:
         for _ in range(2):
             vec.step(np.zeros(1, np.int64))
     vec.close()
+
+
+def test_a_reset_and_a_twin_refuse_infinity_too() -> None:
+    far = strange(obs=spaces.Box(-1e300, 1e300, (2,), np.float64))  # too large for float32
+    for begin in (lambda: envs.Envs(far, 2, (0,)).reset(), lambda: envs.Twin(far, render=False).reset(0)):
+        with pytest.raises(UserError, match="NaN or infinity"), np.errstate(over="ignore"):
+            begin()
+    twin = envs.Twin(strange(fail="inf"), render=False)
+    twin.reset(0)
+    for _ in range(2):
+        twin.step(0)
+    with pytest.raises(UserError, match="NaN or infinity"):
+        twin.step(0)
+
+
+def test_a_frame_that_fails_later_is_told_too() -> None:
+    twin = envs.Twin(strange(fail="later frame"))
+    twin.reset(0)
+    twin.frame()  # draws once more than it shows, to see whether it can
+    with pytest.raises(UserError, match=r"Strange-v0 cannot render a frame: OSError: no more film"):
+        twin.frame()
+
+
+def test_a_reward_may_be_an_array_of_one_number() -> None:
+    vec = envs.Envs(strange(reward=np.array([-0.25])), 2, (0,))
+    vec.reset()
+    assert vec.step(np.zeros(2, np.int64)).rewards.tolist() == [-0.25, -0.25]
 
 
 def test_rewards_pass_untouched_even_nan():

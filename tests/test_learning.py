@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import math
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -264,6 +265,48 @@ def test_retraining_settings_are_checked_too(stays_up, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         train_alone(monkeypatch, stays_up.name, "--data-dir", stays_up.path.parent, "--ensemble-size", "0")
     assert "--ensemble-size 0 is out of range" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        (("--pixels",), "--pixels cannot change from False to True when labels are learned from anew"),
+        (("--env-kwargs", '{"sutton_barto_reward": true}'), "--env-kwargs cannot change from {} to"),
+        (("--episode-ends", "hide"), "--episode-ends cannot change from 'absorb' to 'hide'"),
+        (("--env-id", "Pendulum-v1"), "--env-id Pendulum-v1 is for --reward env: the labels of"),
+        (("--out", "."), "--out . is a directory: name the file to write"),
+        (("--out", "/dev/null/agent.pt"), "Cannot write to /dev/null ("),
+    ],
+)
+def test_what_the_labels_do_not_fit_is_told_before_anything_is_trained(more, says, stays_up, monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        train_alone(monkeypatch, stays_up.name, "--data-dir", stays_up.path.parent, *more)
+    said = capsys.readouterr()
+    assert says in said.err
+    assert len(said.err.splitlines()) == 1
+    assert said.out == ""
+
+
+def test_retraining_says_which_clips_are_damaged_and_learns_nothing_of_labels_that_tell_nothing(
+    stays_up, tmp_path, monkeypatch, capsys
+):
+    shutil.copytree(stays_up.path, tmp_path / "data" / "one")
+    session = catalog.open_session(tmp_path / "data", "one")
+    damaged = session.path / next(iter(session.clips().values())).path
+    damaged.write_bytes(b"no clip")
+
+    def tells_nothing(model, *args, **named):
+        model.scale.zero_()
+        return {}
+
+    monkeypatch.setattr(retrain, "train_reward", tells_nothing)
+    with pytest.raises(SystemExit):
+        train_alone(monkeypatch, "one", "--data-dir", tmp_path / "data")
+    said = capsys.readouterr()
+    assert f"{damaged.name}" in said.out
+    assert "Its pairs are left out." in said.out
+    assert said.err == "rlhf-gym: The labels of session 'one' tell no clip from another: label more pairs first.\n"
+    session.close()
 
 
 def test_a_session_without_a_decided_label_cannot_be_retrained(tmp_path, monkeypatch, capsys):

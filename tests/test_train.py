@@ -45,6 +45,7 @@ def test_the_engine_fits_on_its_page():
         (math.log(3), 1.0, 0.1, -math.log(0.7)),  # 0.8 * 0.75 + 0.1
         (math.log(3), 0.95, 0.1, -0.95 * math.log(0.7) - 0.05 * math.log(0.3)),
         (100.0, 0.0, 0.05, -math.log(0.05)),  # certain and wrong: a mistake was expected now and then
+        (30.0, 1.0, 1e-9, 0.0),  # certain and right, where 1 - p is none in float32
     ],
 )
 def test_bradley_terry_loss_by_hand(logit, target, mistakes, loss):
