@@ -37,7 +37,8 @@ def prepare(agent: Agent, config: Config, device: torch.device, alone: bool = Tr
     if agent.image:
         lay_out(agent)
         return None
-    return VectorLearner(agent, config) if alone and device.type == "cpu" else None
+    whole = alone and config.target_kl == 0  # which passes over the rollout to the end
+    return VectorLearner(agent, config) if whole and device.type == "cpu" else None
 
 
 def lay_out(model: Agent | RewardModel) -> None:

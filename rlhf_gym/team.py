@@ -208,6 +208,10 @@ class Team(contextlib.AbstractContextManager["Team"]):
             self.gpus = dist.new_group(backend="nccl", timeout=GPU_WAIT)
         return self.gpus if device.type == "cuda" else None
 
+    def mean(self, number: Tensor) -> Tensor:
+        """Of a number that each process has: the same in all of them."""
+        return self.gathered(number[None]).mean()
+
     def gathered(self, rows: Tensor) -> Tensor:
         """The rows (B, …) of all processes, (size * B, …)."""
         if self.size == 1:

@@ -472,20 +472,14 @@ def ppo_loss(
 
 
 def update(
-    agent: Agent,
-    optimizer: torch.optim.Optimizer | VectorLearner,
-    roll: Rollout,
-    advantages: Tensor,
-    returns: Tensor,
-    config: Config,
-    generator: torch.Generator,
-    value_only: bool = False,
-    loss_of: Callable[..., Any] = ppo_loss,
-) -> dict[str, Tensor]:
+    agent: Agent, optimizer: torch.optim.Optimizer | VectorLearner, roll: Rollout, advantages: Tensor, returns: Tensor,
+    config: Config, generator: torch.Generator, value_only: bool = False, loss_of: Callable[..., Any] = ppo_loss,
+    mean: Callable[[Tensor], Tensor] = torch.Tensor.mean,
+) -> dict[str, Tensor]:  # fmt: skip
     """Several epochs of minibatches over one rollout. Returns the last minibatch's statistics, still on the device.
 
     Args:
-        loss_of: ppo_loss, or the same with its gradients averaged over several processes.
+        loss_of, mean: ppo_loss, or the same with its gradients averaged over several processes; of a number their mean.
     """
     if isinstance(optimizer, VectorLearner):
         return optimizer.update(roll, advantages, returns, generator, value_only)
@@ -503,6 +497,8 @@ def update(
             loss.backward()
             nn.utils.clip_grad_norm_(agent.parameters(), config.max_grad_norm)
             optimizer.step()
+        if config.target_kl > 0 and not value_only and mean(stats["losses/approx_kl"]) > config.target_kl:
+            break  # the rollout tells little of a policy so far from the one that played it
     return stats
 
 
@@ -573,8 +569,8 @@ def train_agent(
             watch.lap("reward")
             advantages, returns = gae(roll, config)
             value_only = iteration < min(warmup, iterations // 4)  # a short round must move the policy, too
-            loss_of = team.averaged(ppo_loss, agent, value_only)
-            stats = update(agent, optimizer, roll, advantages, returns, config, generator, value_only, loss_of)
+            together = team.averaged(ppo_loss, agent, value_only), team.mean
+            stats = update(agent, optimizer, roll, advantages, returns, config, generator, value_only, *together)
             if agent.normalizer is not None:
                 agent.normalizer.update(team.gathered(agent.normalizer.newest(roll.obs.flatten(0, 1))))
             metrics = {k: float(v) for k, v in stats.items()}

@@ -224,6 +224,8 @@ def test_without_it_all_is_plain():
     agent = Agent(IMAGE, config)
     assert fast.prepare(agent, config, CPU) is None
     assert agent.trunk[0].weight.is_contiguous()
+    early = Config(target_kl=0.1)  # the gradient written out passes over a rollout to the end
+    assert fast.prepare(Agent(DISCRETE, early), early, CPU) is None
 
 
 @pytest.mark.parametrize("images", [1, 25, 400])

@@ -283,6 +283,23 @@ def test_fitting_the_value_alone_leaves_the_policy_alone(info):
     assert not torch.equal(agent(obs)[0], policy)
 
 
+@pytest.mark.parametrize(
+    ("target_kl", "value_only", "passes"), [(0.0, False, 4), (1e-6, False, 1), (1e6, False, 4), (1e-6, True, 4)]
+)
+def test_an_update_ends_once_the_policy_has_moved_far_enough(target_kl, value_only, passes, monkeypatch):
+    config = Config(update_epochs=4, num_minibatches=2, target_kl=target_kl)
+    agent = Agent(VECTOR, config)
+    roll = some_rollout(VECTOR, agent, steps=64)
+    optimizer, steps = torch.optim.Adam(agent.parameters(), lr=1e-2, eps=1e-5), []
+    step = optimizer.step
+    monkeypatch.setattr(optimizer, "step", lambda: steps.append(step()))
+    advantages, returns = gae(roll, config)
+    generator = torch.Generator().manual_seed(0)
+    stats = train.update(agent, optimizer, roll, advantages, returns, config, generator, value_only)
+    assert len(steps) == 2 * passes
+    assert value_only or float(stats["losses/approx_kl"]) > 1e-6
+
+
 def test_an_update_makes_good_actions_likelier():
     config = Config(update_epochs=4, num_minibatches=2, ent_coef=0.0)
     agent = Agent(VECTOR, config)

@@ -155,9 +155,20 @@ def config_of(env_id: str) -> Config:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1", "rlhf_gym/Dot-v0"])
-def test_both_hold_the_same_agent_and_go_on_bit_for_bit(tmp_path: Path, env_id: str) -> None:
-    config = config_of(env_id)
+def mean_rank(team: Team) -> float:
+    return float(team.mean(torch.tensor(float(team.rank))))
+
+
+def test_the_mean_of_a_number_is_the_same_for_all(tmp_path: Path) -> None:
+    assert on_each(mean_rank, into=tmp_path) == [0.5, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("env_id", "target_kl"),
+    [("CartPole-v1", 0.0), ("CartPole-v1", 1e-5), ("Pendulum-v1", 0.0), ("rlhf_gym/Dot-v0", 0.0)],
+)
+def test_both_hold_the_same_agent_and_go_on_bit_for_bit(tmp_path: Path, env_id: str, target_kl: float) -> None:
+    config = dataclasses.replace(config_of(env_id), target_kl=target_kl)
     info = describe(config)
     first, second = on_each(trained, config, info, into=tmp_path)
     assert first["done"] == 5 * 64

@@ -97,7 +97,7 @@ def atari(seed: int, iterations: int, num_steps: int, device: str) -> dict[str, 
     from rlhf_gym.train import train_agent
 
     cleanrl: dict[str, Any] = dict(num_envs=8, num_steps=num_steps, num_minibatches=4, update_epochs=4, ensemble_size=3)
-    cleanrl |= dict(learning_rate=2.5e-4, anneal_lr=True, clip_coef=0.1, reward_sees_action=True)  # as the peer's
+    cleanrl |= dict(learning_rate=2.5e-4, anneal_lr=True, clip_coef=0.1, target_kl=0, reward_sees_action=True)  # theirs
     given: dict[str, Any] = {"env_id": "ALE/Pong-v5", "seed": seed, "device": device, **cleanrl}
     info = envs.describe(Config(**given))
     config = resolve(given, info.kind)
