@@ -348,14 +348,21 @@ class GymEnv:
         """
         try:
             raw, reward, terminated, truncated, info = self._env.step(action)
-            reward = np.asarray(reward, np.float64).item()
         except Exception as error:  # code that is not ours
             raise UserError(f"{self.id} failed in step(action={action!r}): {raised(error)}. {KEPT}") from error
+        if not isinstance(reward, float):
+            reward = self._number(reward)
         if self._stack is None:
             return self._view(raw), reward, terminated, truncated, info
         self._stack[:-1] = self._stack[1:]
         self._stack[-1] = self._view(raw)
         return self._stack, reward, terminated, truncated, info
+
+    def _number(self, reward: Any) -> float:
+        try:
+            return float(np.asarray(reward, np.float64).item())
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{self.id} gave a reward that is not one number: {said(error)}. {KEPT}") from error
 
     def _view(self, raw: Any) -> np.ndarray:
         """What the agent sees of an observation: the vector, or the newest image of its stack."""
@@ -379,11 +386,15 @@ class GymEnv:
             renderer.viewer.make_context_current()  # else it draws with the textures of whichever was made last
         return np.ascontiguousarray(self._draw(EGL_REMEDY if renderer is not None else ""))
 
-    def _draw(self, remedy: str) -> Any:
+    def _draw(self, remedy: str) -> np.ndarray:
         try:
-            return self._env.render()
+            frame = self._env.render()
         except Exception as error:  # code that is not ours
             raise UserError(f"{self.id} cannot render a frame: {said(error)}{remedy}") from error
+        if not (isinstance(frame, np.ndarray) and frame.ndim == 3 and frame.shape[2] == 3 and frame.dtype == np.uint8):
+            what = getattr(frame, "shape", type(frame).__name__)
+            raise UserError(f"{self.id} renders {what}: its rgb_array must be a (H, W, 3) array of uint8.")
+        return frame
 
     def action_names(self) -> list[str]:
         meanings = getattr(self._env.unwrapped, "get_action_meanings", None)
@@ -401,10 +412,7 @@ class GymEnv:
                 # gymnasium 1.4 makes the camera free at each frame, so the agent walks out of the picture; the
                 # model's own camera follows it. -1, as before, where the model has none.
                 renderer.camera_id = mujoco.mj_name2id(inner.model, mujoco.mjtObj.mjOBJ_CAMERA, "track")
-        frame: Any = self._draw(EGL_REMEDY if renderer is not None else "")
-        if not (isinstance(frame, np.ndarray) and frame.ndim == 3 and frame.shape[2] == 3 and frame.dtype == np.uint8):
-            what = getattr(frame, "shape", type(frame).__name__)
-            raise UserError(f"{self.id} renders {what}: its rgb_array must be a (H, W, 3) array of uint8.")
+        self._draw(EGL_REMEDY if renderer is not None else "")
         if renderer is not None:
             for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
                 renderer.viewer.scn.flags[flag] = 0

@@ -41,7 +41,7 @@ class Actor(Protocol):
 
 @dataclass
 class Episodes:
-    """Whole episodes as they were played."""
+    """Episodes as they were played, whole but for the capped ones."""
 
     returns: np.ndarray  # (E,): true return of each
     lengths: np.ndarray

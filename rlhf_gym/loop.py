@@ -298,8 +298,7 @@ def fit_reward(loop: Loop, where: Where) -> None:
         if labels is not None:
             model = checkpoints.new_reward_model(loop.info, config, loop.device, number)
             previous = before.reward if config.reward_init == "previous" else None
-            forgets = after >= before.last_label_id  # all that it learned from
-            if previous is not None and not forgets and checkpoints.may_go_on(previous):
+            if previous is not None and learned_since(session, after, before) and checkpoints.may_go_on(previous):
                 model.load_state_dict(previous.state_dict())
             metrics = train_reward(
                 model, labels, config, loop.device, report=report, state=state.get("training"),
@@ -319,6 +318,12 @@ def fit_reward(loop: Loop, where: Where) -> None:
     reward = model.state_dict() if model is not None else {}
     save_state(session.partial(number, "train_agent"), {"last_label_id": until, "reward": reward, "training": {}})
     partial.unlink()
+
+
+def learned_since(session: Session, forgotten: int, before: Snapshot) -> bool:
+    """Whether the reward model of before has seen a label that counts: a batch of ties leaves it as it was."""
+    pairs = session.pairs(labels_until=before.last_label_id)
+    return any(p.choice in ("left", "right") and (p.label_id or 0) > forgotten for p in pairs)
 
 
 def clips_foreseen(session: Session, before: Snapshot, batch: list[Pair]) -> dict[str, float]:
@@ -457,6 +462,8 @@ def record(loop: Loop, number: int) -> None:
         keys = ("mean", "std", "min", "max", "mean_length", "episodes", "score_mean", "score_std")
         report.put({f"eval/{k}": result[k] for k in keys if result.get(k) is not None}, snapshot.global_step)
         report(result["episodes"], result["episodes"])
+        if result["capped"]:
+            loop.monitor.say(f"{result['capped']} of {result['episodes']} episodes were cut, and count as they stood.")
         report.numbers = {"eval/mean": result["mean"]} if result["mean"] is not None else {}
 
 

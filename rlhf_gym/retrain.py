@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
+import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -86,10 +87,12 @@ def train(command: Train, args: list[str], team: Team | None) -> int:
 
 def make_room(out: Path) -> None:
     """Raises UserError now for what could not be written after hours of training."""
-    if out.is_dir():
-        raise UserError(f"--out {out} is a directory: name the file to write.")
     try:
+        if out.is_dir():
+            raise UserError(f"--out {out} is a directory: name the file to write.")
         out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=out.parent, prefix=f".{out.name}-"):
+            pass
     except OSError as error:
         raise UserError(f"Cannot write to {out.parent} ({error.strerror}): give another --out.") from None
 
@@ -197,7 +200,8 @@ def retrain(command: Train, args: list[str], team: Team | None = None) -> None:
 def finish(snapshot: Snapshot, command: Train) -> None:
     """Evaluates the agent and, if asked, writes it."""
     result: dict[str, Any] = evaluate(snapshot.agent, snapshot.config, snapshot.info, 0, 20, max_seconds=60)
-    print(f"true return {result['mean']} ± {result['std']} over {result['episodes']} episodes")
+    cut = f", {result['capped']} of them cut" if result["capped"] else ""
+    print(f"true return {result['mean']} ± {result['std']} over {result['episodes']} episodes{cut}")
     if command.out is not None:
         try:
             snapshot.save(command.out)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import re
@@ -55,11 +56,11 @@ class LabelingClient:
         return str(wait[0]["name"])
 
     def states(self, session: str) -> Iterator[dict[str, Any]]:
-        """The session's state, now and whenever it changes; opens the stream anew when it ends."""
+        """The session's state, now and whenever it changes; opens the stream anew when it ends, or is silent too long."""
         path = f"/api/s/{session}/events"
         self.used.add(("GET", path))
         while True:
-            with self.http.stream("GET", path) as stream:
+            with contextlib.suppress(httpx.TransportError), self.http.stream("GET", path) as stream:
                 data: list[str] = []
                 for line in stream.iter_lines():
                     if line.startswith("data:"):

@@ -14,8 +14,8 @@ import torch
 from compare import session_in
 from pages import API, client, press, serve, shown
 from processes import Kill, command
-from test_collect import pixels
 from test_curves import until
+from videos import pixels
 
 import webui.app
 import webui.state

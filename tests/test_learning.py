@@ -276,6 +276,8 @@ def test_retraining_settings_are_checked_too(stays_up, monkeypatch, capsys):
         (("--env-id", "Pendulum-v1"), "--env-id Pendulum-v1 is for --reward env: the labels of"),
         (("--out", "."), "--out . is a directory: name the file to write"),
         (("--out", "/dev/null/agent.pt"), "Cannot write to /dev/null ("),
+        (("--out", "/proc/agent.pt"), "Cannot write to /proc ("),
+        (("--out", "a" * 300), "Cannot write to . (File name too long)"),
     ],
 )
 def test_what_the_labels_do_not_fit_is_told_before_anything_is_trained(more, says, stays_up, monkeypatch, capsys):

@@ -357,14 +357,19 @@ def changed_mind(tmp_path: Path) -> Iterator[Session]:
     session.close()
 
 
-@pytest.mark.parametrize("more", [0, 10])
+@pytest.mark.parametrize(("more", "ties", "goes_on"), [(0, False, False), (10, False, True), (10, True, False)])
 def test_a_reward_model_does_not_go_on_from_what_was_forgotten(
-    more: int, changed_mind: Session, monkeypatch: pytest.MonkeyPatch
+    more: int, ties: bool, goes_on: bool, changed_mind: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """But from one that has learned since then it does."""
+    """But from one that has learned since then it does. A batch of ties has left it as it was."""
+    seen, pairs = changed_mind.wishes().forgotten + more, changed_mind.pairs()
+    if ties:
+        for n in range(60, 90):
+            changed_mind.add_label(f"tie{n}", pairs[n].id, "equal")
+        seen = changed_mind.last_label_id()
+        changed_mind.add_label("last", pairs[89].id, "left")
     config, info = dataclasses.replace(changed_mind.config, reward_init="previous"), envs.describe(changed_mind.config)
     agent, model = new_agent(info, config, CPU), new_reward_model(info, config, CPU, 5)
-    seen = changed_mind.wishes().forgotten + more
     Snapshot(agent, model, config, info, START, seen).save(changed_mind.checkpoint(START))
     whole = loop.Loop(
         changed_mind, config, info, CPU, Monitor(changed_mind, Console(quiet=True)), Control(changed_mind, None), None
@@ -379,7 +384,7 @@ def test_a_reward_model_does_not_go_on_from_what_was_forgotten(
     with pytest.raises(KeyboardInterrupt):
         loop.fit_reward(whole, Where(0, 0, "train_reward", 90, 90))
     whole.monitor.close()
-    assert torch.equal(begun[0], model.weights[0]) == (more > 0)
+    assert torch.equal(begun[0], model.weights[0]) == goes_on
 
 
 def test_old_labels_outweigh_new_ones_until_they_are_set_aside(changed_mind: Session) -> None:
