@@ -37,8 +37,7 @@ def prepare(agent: Agent, config: Config, device: torch.device, alone: bool = Tr
     if agent.image:
         lay_out(agent)
         return None
-    whole = alone and config.target_kl == 0  # which passes over the rollout to the end
-    return VectorLearner(agent, config) if whole and device.type == "cpu" else None
+    return VectorLearner(agent, config) if alone and device.type == "cpu" else None
 
 
 def lay_out(model: Agent | RewardModel) -> None:
@@ -275,6 +274,8 @@ class VectorLearner:
                     named = dict(zip(("log_probs", "values", "returns", "advantages"), mb, strict=True))
                     stats = self.loss(named | {"obs": mb_obs, "actions": mb_actions}, value_only, stats=i == parts - 1)
                     self.step(value_only)
+                if self.config.target_kl > 0 and not value_only and stats["losses/approx_kl"] > self.config.target_kl:
+                    break
         return stats
 
     def state_dict(self) -> dict[str, Any]:

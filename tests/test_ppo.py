@@ -12,7 +12,7 @@ import torch
 from gymnasium import spaces
 from labelings import CPU, IMAGE, TORQUE, VECTOR, one_thread_and_a_seed
 
-from rlhf_gym import envs, train
+from rlhf_gym import envs, fast, train
 from rlhf_gym.config import Config, resolve
 from rlhf_gym.envs import EnvInfo, Envs
 from rlhf_gym.episodes import EpisodeTracker
@@ -283,16 +283,19 @@ def test_fitting_the_value_alone_leaves_the_policy_alone(info):
     assert not torch.equal(agent(obs)[0], policy)
 
 
+@pytest.mark.parametrize("quick", [False, True])
 @pytest.mark.parametrize(
     ("target_kl", "value_only", "passes"), [(0.0, False, 4), (1e-6, False, 1), (1e6, False, 4), (1e-6, True, 4)]
 )
-def test_an_update_ends_once_the_policy_has_moved_far_enough(target_kl, value_only, passes, monkeypatch):
-    config = Config(update_epochs=4, num_minibatches=2, target_kl=target_kl)
+def test_an_update_ends_once_the_policy_has_moved_far_enough(target_kl, value_only, passes, quick, monkeypatch):
+    config = Config(update_epochs=4, num_minibatches=2, target_kl=target_kl, fast=quick)
     agent = Agent(VECTOR, config)
     roll = some_rollout(VECTOR, agent, steps=64)
-    optimizer, steps = torch.optim.Adam(agent.parameters(), lr=1e-2, eps=1e-5), []
+    optimizer = fast.prepare(agent, config, torch.device("cpu"))
+    assert (optimizer is not None) == quick
+    optimizer, steps = optimizer or torch.optim.Adam(agent.parameters(), lr=1e-2, eps=1e-5), []
     step = optimizer.step
-    monkeypatch.setattr(optimizer, "step", lambda: steps.append(step()))
+    monkeypatch.setattr(optimizer, "step", lambda *args: steps.append(step(*args)))
     advantages, returns = gae(roll, config)
     generator = torch.Generator().manual_seed(0)
     stats = train.update(agent, optimizer, roll, advantages, returns, config, generator, value_only)
