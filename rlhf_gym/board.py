@@ -24,7 +24,7 @@ from torch import Tensor
 
 from rlhf_gym.config import Config
 from rlhf_gym.labels import Labels
-from rlhf_gym.sheets import MAX_SHEET_PIXELS
+from rlhf_gym.sheets import open_sheet
 from rlhf_gym.store import Clip, Session, finite
 from rlhf_gym.track import Tracker
 from rlhf_gym.train import RewardModel, Rollout
@@ -219,24 +219,12 @@ def has_pictures(session: Session, clip: Clip) -> bool:
 
 def frames_of(session: Session, clip: Clip, every: int) -> list[Image.Image]:
     """Every so many frames of a clip's sheet, and its last, at the size shown here; none where it cannot be read."""
-    path = session.file(clip.sheet or "")
-    width, height, columns, frames = (x or 0 for x in (clip.frame_width, clip.frame_height, clip.columns, clip.frames))
-    if path is None or width * height * columns * frames <= 0:
+    sheet = open_sheet(session.file(clip.sheet or ""), clip)
+    if sheet is None or sheet.height > TALLEST * sheet.width:
         return []
-    try:
-        with Image.open(path, formats=["PNG"]) as sheet:
-            size = (width * columns, height * -(-frames // columns))
-            # rounding up to whole rows may exceed the limit a little
-            if sheet.size != size or size[0] * size[1] > 2 * MAX_SHEET_PIXELS or height > TALLEST * width:
-                return []
-            sheet.load()
-            wanted = sorted({*range(0, frames, every), frames - 1})
-            corners = [(i % columns * width, i // columns * height) for i in wanted]
-            shown = (WIDTH, max(1, round(WIDTH * height / width)))
-            parts = (sheet.crop((x, y, x + width, y + height)).convert("RGB") for x, y in corners)
-            return [part.resize(shown, Image.Resampling.BOX) for part in parts]
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-        return []
+    shown = (WIDTH, max(1, round(WIDTH * sheet.height / sheet.width)))
+    wanted = sorted({*range(0, sheet.frames, every), sheet.frames - 1})
+    return [sheet.frame(i).resize(shown, Image.Resampling.BOX) for i in wanted]
 
 
 def animation(session: Session, liked: Sequence[Liked]) -> bytes | None:

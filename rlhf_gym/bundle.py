@@ -16,16 +16,15 @@ from typing import Any
 
 import numpy as np
 import sqlalchemy as sa
-from PIL import Image
 
+from rlhf_gym import movies
 from rlhf_gym.config import UserError
 from rlhf_gym.segments import Segment, load_clip
-from rlhf_gym.sheets import MAX_SHEET_PIXELS
+from rlhf_gym.sheets import open_sheet
 from rlhf_gym.store import CHOICES, Clip, Pair, Session, finite
 from rlhf_gym.tables import label_table
 
 FORMAT, VERSION = "rlhf-gym-labels", 1
-SMALLEST_VIDEO = 320  # pixels across: smaller frames are enlarged, so that compression does not smear them
 MAX_STEPS = 100_000  # of a clip: a minute at a thousand a second is 60,000
 # Settings without which clips cannot be read, or played again.
 OF_CLIPS = (
@@ -266,48 +265,14 @@ def write_video(session: Session, clip: Clip, path: Path, stride: int) -> bool:
     if not frames or not 0 < clip.fps <= 1000:
         return False
     shown = max(len(frames), math.ceil(min(clip.steps, MAX_STEPS) / stride))
-    write_movie(path, (frames[min(i, len(frames) - 1)] for i in range(shown)), clip.fps)
+    pictures = (movies.enlarge(frames[min(i, len(frames) - 1)]) for i in range(shown))
+    rate = Fraction(clip.fps).limit_denominator(1001)
+    movies.encode(path, pictures, rate, options={"preset": "veryfast", "crf": "18"})
     return True
 
 
 def cut(sheet: Path, clip: Clip) -> Iterator[np.ndarray]:
     """The frames (H, W, 3) of a sprite sheet; none where it is not what the clip's row says."""
-    width, height, columns, frames = clip.frame_width, clip.frame_height, clip.columns, clip.frames
-    if not (width and height and columns and frames and min(width, height, columns, frames) > 0):
-        return
-    try:
-        with Image.open(sheet, formats=["PNG"]) as image:
-            size = (width * columns, height * -(-frames // columns))
-            # rounding up to whole rows and sizes may exceed the limit a little
-            if image.size != size or size[0] * size[1] > 2 * MAX_SHEET_PIXELS:
-                return
-            picture = np.asarray(image.convert("RGB"))
-    except (OSError, ValueError, SyntaxError, LookupError, Image.DecompressionBombError):  # Pillow's words for damaged
-        return
-    for i in range(frames):
-        top, left = i // columns * height, i % columns * width
-        yield picture[top : top + height, left : left + width]
-
-
-def write_movie(path: Path, frames: Iterable[np.ndarray], fps: float) -> None:
-    """Writes frames (H, W, 3) as an .mp4 that every browser plays: H.264, 4:2:0, its index at the beginning."""
-    import av  # heavy
-
-    with av.open(str(path), "w", format="mp4", options={"movflags": "faststart"}) as container:
-        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
-        stream.pix_fmt = "yuv420p"
-        stream.options = {"preset": "veryfast", "crf": "18"}
-        for frame in frames:
-            picture = fit(frame)
-            if not stream.codec_context.is_open:
-                stream.height, stream.width = picture.shape[:2]
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-        container.mux(stream.encode())
-
-
-def fit(frame: np.ndarray) -> np.ndarray:
-    """Small frames enlarged pixel by pixel; an odd side gets its last line twice, as 4:2:0 wants even ones."""
-    factor = max(1, round(SMALLEST_VIDEO / frame.shape[1]))
-    large = frame.repeat(factor, 0).repeat(factor, 1) if factor > 1 else frame
-    odd = [(0, side % 2) for side in large.shape[:2]]
-    return np.ascontiguousarray(np.pad(large, [*odd, (0, 0)], mode="edge"))
+    if (found := open_sheet(sheet, clip)) is not None:
+        for i in range(found.frames):
+            yield np.asarray(found.frame(i))

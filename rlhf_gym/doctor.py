@@ -130,14 +130,10 @@ def try_h264() -> str:
     import av
     import numpy as np
 
+    from rlhf_gym import movies
+
     start, file = time.perf_counter(), io.BytesIO()
-    with av.open(file, "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=30, options={"preset": "veryfast"})
-        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
-        for i in range(5):
-            picture = av.VideoFrame.from_ndarray(np.full((64, 64, 3), i * 50, np.uint8), format="rgb24")
-            container.mux(stream.encode(picture))
-        container.mux(stream.encode())
+    movies.encode(file, (np.full((64, 64, 3), i * 50, np.uint8) for i in range(5)), rate=30)
     seconds = time.perf_counter() - start
     file.seek(0)
     with av.open(file, "r") as clip:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,8 +13,9 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from rlhf_gym.config import Config, UserError
-from rlhf_gym.envs import EnvInfo, Envs, Twin
+from rlhf_gym import movies
+from rlhf_gym.config import Config
+from rlhf_gym.envs import EnvInfo, Envs, Step, Twin
 from rlhf_gym.files import write_atomic
 from rlhf_gym.labelers import Score, ScoredClip
 from rlhf_gym.seeds import PHASE_SEED, seed_from
@@ -24,6 +25,11 @@ from rlhf_gym.verdicts import video_fps, video_stride
 
 STEP_CAP = 27_000  # of an episode; Atari's own limit of 108,000 frames
 EVAL_ENVS = 8
+
+
+def plays_greedily(info: EnvInfo) -> bool:
+    """Whether agents take their likeliest actions where they are looked at: not on Atari, where they get stuck."""
+    return info.kind != "atari"
 
 
 def generator_for(greedy: bool, agent: Any, seed_path: tuple[int, ...]) -> torch.Generator | None:
@@ -101,27 +107,24 @@ def play_episodes(
     Each environment plays its share of the episodes, so that short ones are not counted more often than long ones.
 
     Args:
-        greedy: the likeliest actions; None means sampled on Atari, where a greedy agent gets stuck, greedy elsewhere.
-        score: also score each whole episode (absorbing steps: none).
+        greedy: the likeliest actions; None means as `plays_greedily` says.
+        score: also score each whole episode.
         clock: gives the seconds that count for max_seconds.
         max_seconds: no episode begins after half of them, and those under way are cut at the end and count as they
             stand: to leave them out would leave out the long ones.
     """
-    greedy = info.kind != "atari" if greedy is None else greedy
+    greedy = plays_greedily(info) if greedy is None else greedy
     seed_path = (config.seed, PHASE_SEED["record"])  # the same episodes for every round
     generator = generator_for(greedy, agent, seed_path)
     n = min(EVAL_ENVS, episodes)
     share = [episodes // n + (i < episodes % n) for i in range(n)]
     results: list[tuple[float, int, float]] = []  # true return, length, score
     capped, start = 0, clock()
-    steps: list[list[tuple[Any, ...]]] = [[] for _ in range(n)]
-    rams = RamReader(config, n) if score is not None and info.kind == "atari" else None
     returns, lengths = np.zeros(n), np.zeros(n, np.int64)
-    vec = Envs(config, n, seed_path)
-    try:
+    with closing(Scorer(score, config, info, n)) as scorer, closing(Envs(config, n, seed_path)) as vec:
         obs = vec.reset()
-        if rams is not None:
-            rams.reset(range(n), vec.episode_seeds)
+        for i in range(n):
+            scorer.begin(i, int(vec.episode_seeds[i]))
         while any(share):
             actions = agent.act(obs, generator)
             step = vec.step(actions)
@@ -131,51 +134,59 @@ def play_episodes(
             for i in range(n):
                 if not share[i]:
                     continue
-                if score is not None:
-                    more = rams.step(i, actions[i]) if rams is not None else {}
-                    steps[i].append((obs[i].copy(), actions[i], float(step.rewards[i]), {**step.infos[i], **more}))
+                scorer.add(i, obs[i], actions[i], step)
                 over = bool(step.terminated[i] or step.truncated[i])
                 cut = lengths[i] >= step_cap or spent > max_seconds
                 if over or cut:
                     capped += not over
-                    value = score(whole_episode(steps[i])) if score is not None else 0.0
-                    results.append((float(returns[i]), int(lengths[i]), value))
+                    results.append((float(returns[i]), int(lengths[i]), scorer.take(i)))
                     last = not over or spent > max_seconds / 2  # an episode without an end is played once
                     share[i] = 0 if last else share[i] - 1
                 if over:
-                    returns[i], lengths[i], steps[i] = 0.0, 0, []
-                    if rams is not None:
-                        rams.reset([i], vec.episode_seeds)
+                    returns[i], lengths[i] = 0.0, 0
+                    scorer.begin(i, int(vec.episode_seeds[i]))
             if report is not None:
                 report(len(results), episodes)
             obs = step.obs
-    finally:
-        vec.close()
-        if rams is not None:
-            rams.close()
     values = np.array(results)
     scores = values[:, 2] if score is not None else None
     return Episodes(values[:, 0], values[:, 1], scores, capped, greedy)
 
 
-def whole_episode(steps: list[tuple[Any, ...]]) -> ScoredClip:
-    obs, actions, rewards, infos = zip(*steps, strict=True)
-    ended = np.zeros(len(obs), bool)
-    return ScoredClip(np.stack(obs), np.stack(actions), np.array(rewards, np.float32), ended, list(infos))
+class Scorer:
+    """Scores whole episodes of some environments as they are played; without a score function it does nothing.
 
+    On Atari a twin of each plays along, for the console's RAM, which the vector environment does not give.
+    """
 
-class RamReader:
-    """The console's RAM along running Atari episodes, which the vector environment does not give."""
+    def __init__(self, score: Score | None, config: Config, info: EnvInfo, num_envs: int) -> None:
+        self.score = score
+        self.steps: list[list[tuple[Any, ...]]] = [[] for _ in range(num_envs)]  # observation, action, reward, info
+        atari = score is not None and info.kind == "atari"
+        self.twins = [Twin(config, render=False) for _ in range(num_envs if atari else 0)]
 
-    def __init__(self, config: Config, num_envs: int) -> None:
-        self.twins = [Twin(config, render=False) for _ in range(num_envs)]
+    def begin(self, i: int, seed: int) -> None:
+        """An episode of environment i, from that seed on."""
+        self.steps[i] = []
+        if self.twins:
+            self.twins[i].reset(seed)
 
-    def reset(self, which: range | list[int], seeds: np.ndarray) -> None:
-        for i in which:
-            self.twins[i].reset(int(seeds[i]))
+    def add(self, i: int, obs: np.ndarray, action: np.ndarray, step: Step) -> None:
+        """What environment i did: its observation (*obs_shape) before the step, its action, what all came to."""
+        if self.score is None:
+            return
+        ram = {"ram": self.twins[i].step(action)[4]["ram"]} if self.twins else {}
+        self.steps[i].append((obs.copy(), action, float(step.rewards[i]), {**step.infos[i], **ram}))
 
-    def step(self, i: int, action: np.ndarray) -> dict[str, Any]:
-        return {"ram": self.twins[i].step(action)[4]["ram"]}
+    def take(self, i: int) -> float:
+        """The score of environment i's episode as far as it was played; absorbing steps: none. 0 without a score."""
+        if self.score is None:
+            return 0.0
+        obs, actions, rewards, infos = zip(*self.steps[i], strict=True)
+        absorbing = np.zeros(len(obs), bool)
+        return self.score(
+            ScoredClip(np.stack(obs), np.stack(actions), np.array(rewards, np.float32), absorbing, list(infos))
+        )
 
     def close(self) -> None:
         for twin in self.twins:
@@ -193,16 +204,26 @@ class Played:
     end: np.ndarray | None = None  # the terminal observation, if it ended by itself
 
 
+def episode_seed(config: Config, number: int = 0) -> int:
+    """That of the episode in each round's video, or of the next ones: the same for all rounds."""
+    return seed_from(config.seed, PHASE_SEED["record"], number) >> 1
+
+
 def film_episode(
-    agent: Agent, config: Config, seed: int, greedy: bool, max_steps: int, played: Played | None = None
+    agent: Agent, config: Config, seed: int, stride: int, max_steps: int, played: Played | None = None
 ) -> Generator[np.ndarray]:
-    """Plays one episode and yields its frames (H, W, 3), one for each step and the last; fills in `played`."""
+    """Plays one episode, greedily but on Atari; yields its frames (H, W, 3) and fills in `played`.
+
+    Args:
+        stride: only every so many steps a frame is drawn; the last is left out, too, where it is none of these.
+    """
     twin = Twin(config)
-    generator = generator_for(greedy, agent, (seed,))
+    generator = generator_for(plays_greedily(twin.info), agent, (seed,))
     try:
         obs = twin.reset(seed)
-        for _ in range(max_steps):
-            yield twin.frame()
+        for t in range(max_steps):
+            if t % stride == 0:
+                yield twin.frame()
             action = agent.act(obs[None], generator)[0]
             following, reward, terminated, truncated, _ = twin.step(action)
             if played is not None:
@@ -211,7 +232,8 @@ def film_episode(
             obs = following
             if terminated or truncated:
                 break
-        yield twin.frame()
+        if (t + 1) % stride == 0:
+            yield twin.frame()
     finally:
         twin.close()
 
@@ -222,61 +244,36 @@ def record_video(
     info: EnvInfo,
     path: Path,
     *,
-    episodes: int = 1,
-    greedy: bool | None = None,
     max_seconds_shown: float = 30.0,
     max_seconds: float = float("inf"),
-    first_seed: int = 0,
+    number: int = 0,
     played: Played | None = None,
-    report: Callable[[int, int], None] | None = None,
 ) -> Path:
-    """Writes episodes one after another as H.264 mp4 in real time, at 30 frames a second or fewer; atomically.
+    """Writes an episode as H.264 mp4 in real time, at 30 frames a second or fewer; atomically.
 
     Args:
-        max_seconds_shown: of each episode, in seconds of play.
+        max_seconds_shown: in seconds of play.
         max_seconds: that the recording itself may take; what has been played by then is the video.
-        first_seed: another number, another episode.
-        played: gets the last episode's steps.
-    """
-    greedy = info.kind != "atari" if greedy is None else greedy
-    import av  # heavy
+        number: of the episode; that of a round's video is 0.
+        played: gets its steps.
 
-    stride, began = video_stride(info), time.monotonic()
+    Raises:
+        UserError: it cannot be written.
+    """
     max_steps = max(1, int(max_seconds_shown * info.fps))
+    film = film_episode(agent, config, episode_seed(config, number), video_stride(info), max_steps, played)
     movie = io.BytesIO()
-    try:
-        with av.open(movie, "w", format="mp4") as container:
-            stream = container.add_stream("libx264", rate=video_fps(info))
-            stream.pix_fmt = "yuv420p"
-            for episode in range(episodes):
-                seed = seed_from(config.seed, PHASE_SEED["record"], first_seed + episode) >> 1
-                film = film_episode(agent, config, seed, greedy, max_steps, played)
-                with contextlib.closing(film):
-                    for t, frame in enumerate(film):
-                        if t % stride == 0:
-                            picture = np.ascontiguousarray(even(enlarge(frame)))
-                            if not stream.codec_context.is_open:
-                                stream.height, stream.width = picture.shape[:2]
-                            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-                        if report is not None:
-                            report(episode * max_steps + t, episodes * max_steps)
-                        if time.monotonic() - began > max_seconds:
-                            break
-            container.mux(stream.encode())
+    with movies.writing("video", path), closing(film):
+        movies.encode(movie, map(movies.enlarge, begun_within(film, max_seconds)), video_fps(info))
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, movie.getvalue(), durable=False)
-    except (OSError, av.error.FFmpegError) as error:
-        said = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise UserError(f"Cannot write the video {path} ({said}).") from None
     return path
 
 
-def enlarge(frame: np.ndarray, smallest: int = 320) -> np.ndarray:
-    """Doubles small frames (Atari's 160×210) pixel by pixel, so that compression does not smear them."""
-    factor = max(1, round(smallest / frame.shape[1]))
-    return frame.repeat(factor, 0).repeat(factor, 1) if factor > 1 else frame
-
-
-def even(frame: np.ndarray) -> np.ndarray:
-    """H.264 with 4:2:0 colour wants even sides."""
-    return frame[: frame.shape[0] // 2 * 2, : frame.shape[1] // 2 * 2]
+def begun_within(frames: Iterable[np.ndarray], seconds: float) -> Iterator[np.ndarray]:
+    """The frames up to the first that took longer; one at least, for a movie of none cannot be written."""
+    began = time.monotonic()
+    for frame in frames:
+        yield frame
+        if time.monotonic() - began > seconds:
+            return

@@ -12,7 +12,7 @@ import functools
 import math
 import tempfile
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -22,12 +22,12 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from rlhf_gym import movies
 from rlhf_gym.checkpoints import Damaged, Snapshot
-from rlhf_gym.config import Config, UserError
+from rlhf_gym.config import Config
 from rlhf_gym.envs import EnvInfo, Twin
-from rlhf_gym.evaluate import enlarge, generator_for
+from rlhf_gym.evaluate import episode_seed, generator_for, plays_greedily
 from rlhf_gym.files import write_atomic
-from rlhf_gym.seeds import PHASE_SEED, seed_from
 from rlhf_gym.store import START, Session, finite
 from rlhf_gym.train import Agent, RewardModel
 from rlhf_gym.verdicts import video_stride
@@ -76,17 +76,10 @@ class Moment:
     over: str = ""  # how it ended
 
 
-def episode_seed(config: Config, number: int = 0) -> int:
-    """That of the episode in each round's video, or of the next ones: the same for all rounds."""
-    return seed_from(config.seed, PHASE_SEED["record"], number) >> 1
-
-
-def play(
-    cast: Cast, info: EnvInfo, stride: int, max_steps: int, greedy: bool, judge: RewardModel | None
-) -> Generator[Moment]:
+def play(cast: Cast, stride: int, max_steps: int, judge: RewardModel | None) -> Generator[Moment]:
     """Plays one episode; yields every stride-th step, and the last."""
     twin = Twin(cast.config)
-    generator = generator_for(greedy, cast.agent, (cast.seed,))
+    generator = generator_for(plays_greedily(twin.info), cast.agent, (cast.seed,))
     total, predicted = 0.0, []
     try:
         obs = twin.reset(cast.seed)
@@ -232,8 +225,7 @@ def lay_out(tiles: int, frame: tuple[int, int], film: tuple[int, int], overlay: 
         scale = min(width / frame[0], height / frame[1])
         best = max(best, (scale * (tiles / (rows * columns)) ** 0.5, scale, columns))
     _, scale, columns = best
-    enlarged = max(1, round(320 / frame[0]))  # small frames by whole numbers, as `enlarge` does; large ones never
-    scale = min(scale, enlarged)
+    scale = min(scale, movies.times_larger(frame[0]))  # large ones never
     picture = max(1, round(frame[0] * scale)), max(1, round(frame[1] * scale))
     cell = picture[0] if bare and not overlay else max(picture[0], SMALLEST_TILE), above + picture[1] + below
     rows = math.ceil(tiles / columns)
@@ -327,7 +319,7 @@ class Tile:
 
 def fit(frame: np.ndarray, size: tuple[int, int]) -> Image.Image:
     """The frame in that size: small ones enlarged pixel by pixel, so that they stay sharp."""
-    picture = Image.fromarray(np.ascontiguousarray(enlarge(frame)))
+    picture = Image.fromarray(np.ascontiguousarray(movies.enlarge(frame)))
     return picture if picture.size == size else picture.resize(size, Image.Resampling.BOX, reducing_gap=2.0)
 
 
@@ -354,7 +346,6 @@ def write_film(
     judge: RewardModel | None = None,
     overlay: bool = False,
     header: str = "",
-    greedy: bool | None = None,
     max_seconds_shown: float = 30.0,
     report: Callable[[int, int], None] | None = None,
 ) -> Path:
@@ -366,24 +357,20 @@ def write_film(
         header: written above more than one tile, with the clock.
         max_seconds_shown: in seconds of play.
         report: hears how many steps are played, of how many at most.
-    """
-    import av  # heavy
 
-    greedy = info.kind != "atari" if greedy is None else greedy
+    Raises:
+        UserError: it cannot be written.
+    """
     gif = path.suffix == ".gif"
     stride = math.ceil(info.fps / GIF_FPS) if gif else video_stride(info)
-    film = Film(casts, info, FILM[path.suffix], stride, overlay, judge, header, greedy)
+    film = Film(casts, info, FILM[path.suffix], stride, overlay, judge, header)
     pictures = film.pictures(max(1, int(max_seconds_shown * info.fps)), report)
     rate = Fraction(info.fps / stride).limit_denominator(1000)
-    try:
-        with tempfile.TemporaryFile() as file, contextlib.closing(pictures):
-            (write_gif if gif else write_mp4)(file, pictures, rate)
-            file.seek(0)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(path, file.read(), durable=False)
-    except (OSError, av.error.FFmpegError) as error:
-        said = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise UserError(f"Cannot write the film {path} ({said}).") from None
+    with movies.writing("film", path), tempfile.TemporaryFile() as file, contextlib.closing(pictures):
+        (write_gif if gif else movies.encode)(file, map(np.asarray, pictures), rate)
+        file.seek(0)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, file.read(), durable=False)
     return path
 
 
@@ -392,15 +379,15 @@ class Film:
 
     def __init__(
         self, casts: Sequence[Cast], info: EnvInfo, most: tuple[int, int], stride: int, overlay: bool,
-        judge: RewardModel | None, header: str, greedy: bool,
+        judge: RewardModel | None, header: str,
     ) -> None:  # fmt: skip
         assert 1 <= len(casts) <= MAX_TILES, len(casts)
         self.casts, self.info, self.most, self.stride = casts, info, most, stride
-        self.overlay, self.judge, self.header, self.greedy = overlay, judge if overlay else None, header, greedy
+        self.overlay, self.judge, self.header = overlay, judge if overlay else None, header
 
     def pictures(self, max_steps: int, report: Callable[[int, int], None] | None) -> Generator[Image.Image]:
         """Every picture of the film; always the same object, drawn over."""
-        parts = [play(c, self.info, self.stride, max_steps, self.greedy, self.judge) for c in self.casts]
+        parts = [play(c, self.stride, max_steps, self.judge) for c in self.casts]
         hold = round(HOLD_SECONDS * self.info.fps / self.stride)
         with contextlib.ExitStack() as stack:
             for part in parts:
@@ -459,17 +446,15 @@ def shortened_end(text: str, width: float, letters: Any) -> str:
     return text + "…"
 
 
-def write_mp4(file: IO[bytes], pictures: Iterator[Image.Image], rate: Fraction) -> None:
-    """H.264 with 4:2:0 colour, which every browser plays."""
-    encode(file, pictures, rate, "mp4", "libx264", "yuv420p", {})
-
-
-def write_gif(file: IO[bytes], pictures: Iterator[Image.Image], rate: Fraction) -> None:
+def write_gif(file: IO[bytes], pictures: Iterable[np.ndarray], rate: Fraction) -> None:
     """In one palette, made for all of its pictures: they are written without loss first, and looked at twice."""
     import av
 
     with tempfile.TemporaryFile() as aside:
-        encode(aside, pictures, rate, "matroska", "libx264rgb", "rgb24", {"qp": "0", "preset": "ultrafast"})
+        movies.encode(
+            aside, pictures, rate,
+            kind="matroska", codec="libx264rgb", pixels="rgb24", options={"qp": "0", "preset": "ultrafast"},
+        )  # fmt: skip
         aside.seek(0)
         with av.open(aside) as once:
             palette = make_palette(once)
@@ -534,19 +519,3 @@ def pulled(sink: Any) -> Iterator[Any]:
             yield sink.pull()
         except (av.error.BlockingIOError, av.error.EOFError):
             return
-
-
-def encode(
-    file: IO[bytes], pictures: Iterator[Image.Image], rate: Fraction, kind: str, codec: str, pixels: str,
-    options: dict[str, str],
-) -> None:  # fmt: skip
-    import av
-
-    with av.open(file, "w", format=kind) as container:
-        stream: Any = container.add_stream(codec, rate=rate, options=options)
-        stream.pix_fmt = pixels
-        for picture in pictures:
-            if not stream.codec_context.is_open:
-                stream.width, stream.height = picture.size
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.asarray(picture), format="rgb24")))
-        container.mux(stream.encode())

@@ -70,6 +70,6 @@ class Live:
         began = time.monotonic()
         record_video(
             agent, self.config, self.info, self.session.live_video(),
-            max_seconds_shown=SHOWN_SECONDS, max_seconds=seconds, first_seed=self.films,
+            max_seconds_shown=SHOWN_SECONDS, max_seconds=seconds, number=self.films,
         )  # fmt: skip
         return time.monotonic() - began

@@ -5,10 +5,13 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from rlhf_gym.store import Clip
 
 MAX_SHOWN_FPS = 30.0  # more frames cost rendering time and memory, and nobody judges better for them
 MAX_SIDE = 600  # pixels of a clip's longer side
@@ -128,3 +131,42 @@ class Palette:
                     return False
                 self.numbers[where] = off.argmin() + 1
         return True
+
+
+# ---------------------------------------------------------------------------------------------- read again
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A sheet as `open_sheet` found it, in order."""
+
+    image: Image.Image
+    width: int  # of one frame
+    height: int
+    columns: int
+    frames: int
+
+    def frame(self, i: int) -> Image.Image:
+        """Frame i, as RGB."""
+        left, top = i % self.columns * self.width, i // self.columns * self.height
+        return self.image.crop((left, top, left + self.width, top + self.height)).convert("RGB")
+
+
+def open_sheet(path: Path | None, clip: Clip) -> Decoded | None:
+    """A clip's sheet; None where there is none, or where it is damaged or not what the clip's row says.
+
+    Both may be a stranger's, so nothing is decoded that is larger than a sheet.
+    """
+    width, height, columns, frames = (x or 0 for x in (clip.frame_width, clip.frame_height, clip.columns, clip.frames))
+    if path is None or min(width, height, columns, frames) <= 0:
+        return None
+    size = (width * columns, height * -(-frames // columns))
+    try:
+        with Image.open(path, formats=["PNG"]) as image:  # others start programs: EPS runs Ghostscript
+            # rounding up to whole rows and sizes may exceed the limit a little
+            if image.size != size or size[0] * size[1] > 2 * MAX_SHEET_PIXELS:
+                return None
+            image.load()
+    except (OSError, ValueError, SyntaxError, LookupError, Image.DecompressionBombError):  # Pillow's words for damaged
+        return None
+    return Decoded(image, width, height, columns, frames)

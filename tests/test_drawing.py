@@ -17,7 +17,7 @@ from processes import Kill, command
 from test_curves import until
 from videos import pixels
 
-import webui.app
+import webui.labeling
 import webui.state
 from rlhf_gym import catalog, checkpoints, collect, drawing, envs, tables
 from rlhf_gym.checkpoints import Snapshot
@@ -368,7 +368,7 @@ def test_a_sheet_that_comes_between_two_looks_is_there(client, make_session, mon
     session = make_session().session
     path, png = undraw(session, 1)
     url = client.get(f"{API}/pairs").json()["pairs"][1]["right"]["url"]
-    for module in (webui.app, webui.state):
+    for module in (webui.labeling, webui.state):
         monkeypatch.setattr(module, "is_coming", in_between(module.is_coming, session, path, png))
         assert client.get(url).status_code == 200
         path.unlink()

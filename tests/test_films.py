@@ -54,7 +54,7 @@ def test_an_overlay_shows_predictions_and_actions(tmp_path):
     pictures = {}
     for offset in (-50.0, 50.0):  # all predictions far above zero, then far below
         judge.offset.fill_(offset)
-        film = films.Film(cast, info, films.FILM[".gif"], 1, True, judge, "", True)
+        film = films.Film(cast, info, films.FILM[".gif"], 1, True, judge, "")
         pictures[offset] = [np.array(p) for p in film.pictures(20, None)]
     strip = slice(grid.size[1] - films.STRIP, None)
     colors = {"good": (31, 100, 200), "bad": (180, 86, 10)}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +14,8 @@ from videos import frames_of, pixels
 from rlhf_gym import sheets
 from rlhf_gym.config import Config
 from rlhf_gym.envs import Twin
-from rlhf_gym.sheets import MAX_SHEET_PIXELS, MAX_SIDE, make_sheet
+from rlhf_gym.sheets import MAX_SHEET_PIXELS, MAX_SIDE, Sheet, make_sheet, open_sheet
+from rlhf_gym.store import Clip
 
 
 @pytest.mark.parametrize(("size", "count"), [((20, 30), 1), ((20, 30), 2), ((30, 20), 7), ((400, 600), 13)])
@@ -79,3 +82,52 @@ def test_colours_are_exact_where_there_are_few(env_id):
     twin.close()
     for found, frame in zip(frames_of(make_sheet(frames)), frames, strict=True):
         assert np.array_equal(found, frame)
+
+
+# ---------------------------------------------------------------------------------------------- read again
+
+
+def row_of(sheet: Sheet) -> Clip:
+    shape = (sheet.frame_width, sheet.frame_height, sheet.columns, sheet.frames)
+    return Clip(1, 0, 0, "a.npz", "a.png", *shape, 30.0, sheet.frames, None, 0, 0, None)
+
+
+@pytest.mark.parametrize("noise", [0, 60])
+def test_a_stored_sheet_is_cut_where_it_was_pasted(tmp_path: Path, noise: int) -> None:
+    rng = np.random.default_rng(0)
+    frames = [(20 * i + rng.integers(0, noise + 1, (20, 31, 3))).astype(np.uint8) for i in range(7)]
+    sheet = make_sheet(frames)
+    (tmp_path / "a.png").write_bytes(sheet.png)
+    found = open_sheet(tmp_path / "a.png", row_of(sheet))
+    assert found is not None
+    assert found.frames == 7
+    for i, frame in enumerate(frames_of(sheet)):
+        assert found.frame(i).mode == "RGB"
+        assert np.array_equal(np.asarray(found.frame(i)), frame)
+
+
+def test_a_sheet_that_is_gone_or_damaged_or_another_than_its_row_says_is_none(tmp_path: Path) -> None:
+    sheet, path = make_sheet([np.full((20, 30, 3), i, np.uint8) for i in range(7)]), tmp_path / "a.png"
+    row = row_of(sheet)
+    path.write_bytes(sheet.png)
+    assert open_sheet(path, row) is not None
+    for values in (
+        {"columns": 0}, {"columns": None}, {"columns": 1}, {"frames": None}, {"frames": -7}, {"frames": 10**9},
+        {"frame_width": 31}, {"frame_width": -30}, {"frame_height": 10**6},
+    ):  # fmt: skip
+        assert open_sheet(path, replace(row, **values)) is None, values
+    assert open_sheet(None, row) is None
+    assert open_sheet(tmp_path / "gone.png", row) is None
+    assert open_sheet(tmp_path, row) is None
+    for content in (sheet.png[: len(sheet.png) // 2], b"no picture", b"", b"%!PS-Adobe-3.0 EPSF-3.0\n"):
+        path.write_bytes(content)
+        assert open_sheet(path, row) is None, content
+
+
+def test_a_picture_larger_than_a_sheet_is_not_decoded(tmp_path: Path) -> None:
+    side = int((2 * MAX_SHEET_PIXELS) ** 0.5)
+    for more, opened in ((0, True), (2, False)):
+        Image.new("1", (side + more, side)).save(tmp_path / "a.png")
+        shape = (side + more, side, 1, 1)
+        row = Clip(1, 0, 0, "a.npz", "a.png", *shape, 30.0, 1, None, 0, 0, None)
+        assert (open_sheet(tmp_path / "a.png", row) is not None) is opened

@@ -60,7 +60,7 @@ class Judged:
 
     @property
     def p_said(self) -> float | None:
-        if self.opinion is None or self.pair.choice not in ("left", "right"):
+        if self.opinion is None or self.pair.choice not in store.DECIDED:
             return None
         return self.opinion.p_left if self.pair.choice == "left" else 1 - self.opinion.p_left
 
@@ -97,7 +97,7 @@ def label_history(
         Judged(
             p,
             open=(p.round, p.attempt) == labeling,
-            counts=p.choice is None or (p.label_id or 0) > forgotten,
+            counts=p.choice is None or p.counts(forgotten),
             opinion=opinions.get(p.id),
         )
         for p in pairs

@@ -81,11 +81,11 @@ def thin(rounds: Sequence[int], most: int = MOST_POINTS) -> list[int]:
         return list(range(len(rounds)))
     ends = [i for i, number in enumerate(rounds) if i + 1 == len(rounds) or rounds[i + 1] != number]
     if len(ends) >= most:
-        return spread(ends, most)
-    return sorted({*ends, *spread(range(len(rounds)), most - len(ends))})
+        return evenly(ends, most)
+    return sorted({*ends, *evenly(range(len(rounds)), most - len(ends))})
 
 
-def spread(items: Sequence[int], count: int) -> list[int]:
+def evenly(items: Sequence[int], count: int) -> list[int]:
     """So many of the items, evenly, the last one among them."""
     return [items[(i + 1) * len(items) // count - 1] for i in range(count)]
 

@@ -8,7 +8,6 @@ from typing import Annotated
 
 from fastapi import APIRouter, HTTPException, Response
 from fastapi import Path as PathParameter
-from PIL import Image
 from pydantic import BaseModel, Field
 from starlette.requests import Request
 
@@ -95,19 +94,13 @@ def place(session: Session) -> Place:
 
 
 def cut_out(session: Session, clip: Clip) -> bytes | None:
-    """A frame of a clip's sheet as a small PNG; None where the sheet is gone, damaged, or has no such frame."""
-    path, size = sheet_path(session, clip), (clip.frame_width or 0, clip.frame_height or 0)
-    if path is None or not all(size) or not clip.columns or not clip.frames:
+    """A frame of a clip's sheet as a small PNG; None where the sheet is gone, damaged, or another than the row says."""
+    from rlhf_gym.sheets import open_sheet  # numpy, which no other answer needs
+
+    sheet = open_sheet(sheet_path(session, clip), clip)
+    if sheet is None:
         return None
-    frame = int(THUMBNAIL_AT * clip.frames)
-    x, y = frame % clip.columns * size[0], frame // clip.columns * size[1]
-    try:
-        with Image.open(path, formats=["PNG"]) as sheet:  # others start programs: EPS runs Ghostscript
-            if x + size[0] > sheet.width or y + size[1] > sheet.height:
-                return None
-            picture = sheet.crop((x, y, x + size[0], y + size[1])).convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):  # what Pillow says of a damaged file
-        return None
+    picture = sheet.frame(int(THUMBNAIL_AT * sheet.frames))
     picture.thumbnail((THUMBNAIL_WIDTH, THUMBNAIL_HEIGHT))
     buffer = io.BytesIO()
     picture.save(buffer, "PNG", compress_level=6)

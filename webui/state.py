@@ -150,8 +150,8 @@ class Goal(BaseModel):
     created: float
 
 
-class State(BaseModel):
-    """A session as its page shows it; sent over the event stream whenever it changes."""
+class Stored(BaseModel):
+    """The part of a state that changes only when the database or a file of the session does."""
 
     name: str
     created: float = Field(description="tells sessions of one name apart")
@@ -160,8 +160,6 @@ class State(BaseModel):
     labeler: str = Field(description="human, or synthetic: then nobody is asked")
     goal: str
     rounds: int = Field(description="stops after this many; 0: goes on until stopped")
-    view: View = Field(description="label: pairs wait for the person, whether or not a loop runs")
-    running: bool = Field(description="whether a loop runs this session now")
     resume: str = Field(description="the command that makes it go on")
     round: int = Field(description="from 0; with attempt it names the batch")
     attempt: int = Field(description="how many batches of this round were dropped before")
@@ -169,7 +167,6 @@ class State(BaseModel):
     pairs: int = Field(description="of the batch")
     labeled: int = Field(description="pairs of the batch that have a label")
     last_label: int = Field(description="newest label row")
-    progress: Progress | None = Field(description="null while no loop runs")
     video: Video | None = Field(description="the newest video of the agent")
     live: Live | None = Field(description="while the agent is being trained")
     trained: list[int] = Field(description="rounds that have an agent, oldest first; -1: the untrained one")
@@ -182,33 +179,12 @@ class State(BaseModel):
     consistency: Consistency | None = Field(description="null while a batch is being labeled, or without repeats")
 
 
-class Stored(BaseModel):
-    """The part of a state that changes only when the database or a file of the session does."""
+class State(Stored):
+    """A session as its page shows it; sent over the event stream whenever it changes."""
 
-    name: str
-    created: float
-    title: str
-    env_id: str
-    labeler: str
-    goal: str
-    rounds: int
-    resume: str
-    round: int
-    attempt: int
-    phase: str
-    pairs: int
-    labeled: int
-    last_label: int
-    video: Video | None
-    live: Live | None
-    trained: list[int]
-    base: int
-    practice: bool
-    star: int | None
-    clip_factor: float
-    differ: bool
-    true_returns: list[Return]
-    consistency: Consistency | None
+    view: View = Field(description="label: pairs wait for the person, whether or not a loop runs")
+    running: bool = Field(description="whether a loop runs this session now")
+    progress: Progress | None = Field(description="null while no loop runs")
 
 
 class Open:
@@ -398,11 +374,9 @@ def read_goals(session: Session) -> list[Goal]:
 
 def counts_from(session: Session) -> int:
     """The round whose training is the first to see a label that is given now."""
-    number = max(session.trained_rounds(), default=store.START) + 1
-    training = ("train_reward", "train_agent")
-    progress = session.progress()
-    begun = progress.get("round") == number and progress.get("phase") in training
-    return number + (begun or any(session.partial(number, phase).exists() for phase in training))
+    number, progress = session.next_round(), session.progress()
+    begun = progress.get("round") == number and progress.get("phase") in store.TRAINING
+    return number + (begun or any(session.partial(number, phase).exists() for phase in store.TRAINING))
 
 
 def read_progress(session: Session) -> Progress | None:

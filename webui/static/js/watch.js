@@ -116,8 +116,9 @@ export class Watch {
     $("consistency").hidden = !consistency;
     if (!consistency) return;
     const { agreed, repeats } = consistency;
-    const came = repeats === 1 ? "One pair came a second time" : `${repeats} pairs came a second time`;
-    $("consistency").textContent = `${came}, sides swapped: you agreed with yourself in ${agreed} of ${repeats}.`;
+    const came = repeats === 1 ? "One pair came twice" : `${repeats} pairs came twice`;
+    const chosen = `${came}, sides swapped, and got a better one each time`;
+    $("consistency").textContent = `${chosen}: you agreed with yourself in ${agreed} of ${repeats}.`;
   }
 
   /** While it is trained: the agent as it is now, beside the round before. Else the newest there is. */
