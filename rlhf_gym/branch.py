@@ -23,7 +23,7 @@ import sqlalchemy as sa
 from rlhf_gym import catalog, labelers, track, trust
 from rlhf_gym import config as cfg
 from rlhf_gym.checkpoints import load_state
-from rlhf_gym.config import FIXED, Config, UserError, changed
+from rlhf_gym.config import FIXED, Config, UserError, changed, one_line
 from rlhf_gym.files import write_atomic
 from rlhf_gym.store import START, Clip, Session
 from rlhf_gym.tables import clip_table, event_table, label_table, metric_table, pair_table
@@ -47,8 +47,7 @@ def trained_with(session: Session, number: int) -> Trained:
         meta = json.loads(load_state(path)["meta"])
         return Trained(cfg.from_json(meta["config"]), int(meta["last_label_id"]))
     except (LookupError, TypeError, ValueError) as error:
-        said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise UserError(f"{path} is no checkpoint of this version of rlhf-gym ({said}).") from None
+        raise UserError(f"{path} is no checkpoint of this version of rlhf-gym ({one_line(error)}).") from None
 
 
 # ---------------------------------------------------------------------------------------------- a session made aside

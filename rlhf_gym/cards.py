@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlhf_gym.bundle import label_rows
-from rlhf_gym.store import START, Pair, Session
+from rlhf_gym.store import JUDGED, START, Pair, Session
 
 CARD = """---
 library_name: {library}
@@ -120,7 +120,7 @@ def learned_from(session: Session, of: Exported) -> list[Pair]:
     # what was forgotten once the round was trained tells of all that it had seen
     forgotten = max((until for until in events if until < of.last_label_id), default=0)
     pairs = session.pairs(labels_until=of.last_label_id)
-    return [p for p in pairs if p.choice in ("left", "right", "equal") and (p.label_id or 0) > forgotten]
+    return [p for p in pairs if p.choice in JUDGED and p.counts(forgotten)]
 
 
 def sources_of(session: Session, labels: Sequence[Pair]) -> Counter[str]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import json
-import math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import torch
 from rlhf_gym import config as cfg
 from rlhf_gym import fast
 from rlhf_gym.atari import score_regions
-from rlhf_gym.config import Config, UserError
+from rlhf_gym.config import Config, UserError, one_line
 from rlhf_gym.envs import EnvInfo, Envs
 from rlhf_gym.files import seal, sealed, unseal, write_atomic
 from rlhf_gym.seeds import PHASE_SEED, seed_from
@@ -59,15 +58,6 @@ def new_reward_model(info: EnvInfo, config: Config, device: torch.device, round:
     return model
 
 
-def read_info(values: dict[str, Any]) -> EnvInfo:
-    """An EnvInfo from JSON, which knows no tuples, and no infinity: there null stands for an open side."""
-    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-    for name, open_side in (("action_low", -math.inf), ("action_high", math.inf)):
-        if fields.get(name) is not None:
-            fields[name] = tuple(open_side if x is None else x for x in fields[name])
-    return EnvInfo(**fields)
-
-
 class Damaged(UserError):
     """A checkpoint that is there and cannot be read."""
 
@@ -100,8 +90,7 @@ def load_state(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]
     try:
         state = torch.load(io.BytesIO(whole), map_location=device, weights_only=True)
     except Exception as error:  # torch says it in many ways: KeyError for a text, EOFError for an empty file
-        said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise Damaged(path, said) from None
+        raise Damaged(path, one_line(error)) from None
     if not isinstance(state, dict):
         raise UserError(f"{path} is no checkpoint of rlhf-gym.")
     return state
@@ -146,12 +135,14 @@ class Snapshot:
     info: EnvInfo
     round: int
     last_label_id: int = 0  # the newest label row the reward model has seen
+    forgotten: int = 0  # label rows up to this one had no part in its weights
     global_step: int = 0  # steps of training behind the agent, over all rounds
 
     def save(self, path: Path) -> None:
         meta: dict[str, Any] = {
             "round": self.round,
             "last_label_id": self.last_label_id,
+            "forgotten": self.forgotten,
             "global_step": self.global_step,
         }
         meta |= {"config": cfg.to_json(self.config), "info": asdict(self.info)}
@@ -168,7 +159,7 @@ class Snapshot:
         state = upgraded(load_state(path, device))
         try:
             meta = json.loads(state["meta"])
-            config, info = cfg.from_json(meta["config"]), read_info(meta["info"])
+            config, info = cfg.from_json(meta["config"]), EnvInfo.from_json(meta["info"])
             if of is not None:
                 config = replace(config, score=of.score, fast=of.fast, bfloat16=of.bfloat16)
                 if (config.env_id, config.env_kwargs) != (of.env_id, of.env_kwargs):
@@ -183,7 +174,7 @@ class Snapshot:
             if state["reward"]:
                 reward = new_reward_model(info, config, torch.device(device), meta["round"])
                 load_reward(reward, state["reward"])
-            return Snapshot(agent, reward, config, info, meta["round"], meta["last_label_id"], meta["global_step"])
+            seen = (meta["last_label_id"], meta.get("forgotten", 0))  # which was not noted before
+            return Snapshot(agent, reward, config, info, meta["round"], *seen, meta["global_step"])
         except (KeyError, TypeError, RuntimeError) as error:  # a missing part, another shape
-            said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-            raise UserError(f"{path} is no checkpoint of this version of rlhf-gym ({said}).") from None
+            raise UserError(f"{path} is no checkpoint of this version of rlhf-gym ({one_line(error)}).") from None

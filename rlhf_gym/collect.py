@@ -86,7 +86,7 @@ class Cutter:
 
     def add(
         self, obs: np.ndarray, action: np.ndarray, reward: float, info: dict[str, float], final_obs: np.ndarray,
-        terminated: bool, truncated: bool,
+        terminated: bool,
     ) -> Candidate | None:  # fmt: skip
         """Takes one step; returns a segment when one is complete."""
         if not self.open():
@@ -192,7 +192,7 @@ def gather(
                 ended = terminated and not cutter.hide and cutter.open() and len(cutter.taken) + 1 < steps
                 if isinstance(vec, FilmedEnvs) and ended:
                     cutter.frames.append(vec.last_frame)
-                ends = (step.final_obs[i], terminated, truncated)
+                ends = (step.final_obs[i], terminated)
                 found = cutter.add(obs[i], actions[i], float(step.rewards[i]), step.info_of(i), *ends)
                 if found is not None:
                     candidates.append(found)

@@ -40,7 +40,7 @@ class Settings:
     episode_ends: Literal["absorb", "hide"] = "absorb"
     """absorb: an ended episode shows its last frame, held, and has a learned value; hide: resets are ordinary steps."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """Where networks run; auto takes an NVIDIA GPU for pixels where there is one, of Apple's give mps."""
+    """Where networks run; auto takes an NVIDIA GPU for pixels where there is one, and Apple's only if you say mps."""
     fast: bool = True
     """The same algorithm computed sooner; --no-fast leaves every number to the plain code."""
     bfloat16: bool = True
@@ -254,6 +254,11 @@ def printable(text: object) -> str:
 def exactly(number: float) -> str:
     """2147483647, not 2.14748e+09."""
     return str(int(number)) if number == number // 1 and abs(number) < 1e12 else f"{number:g}"
+
+
+def one_line(error: BaseException, most: int = 200) -> str:
+    """An error's type and text on one line of at most so many characters."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:most]
 
 
 def flag(name: str) -> str:

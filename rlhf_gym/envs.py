@@ -87,9 +87,6 @@ def require_render(config: Config) -> None:
 # --- many side by side ------------------------------------------------------------------------------------------
 
 
-KEPT = "Nothing of the session is lost: mend the environment, then resume."
-
-
 class Envs:
     """N environments, reset as soon as an episode ends, each episode with a seed of its own.
 
@@ -146,11 +143,15 @@ class Envs:
         return self.episode_seeds
 
 
+class EnvironmentFault(UserError):
+    """An environment, whose code is not ours, failed or gave what it must not."""
+
+
 def refuse_infinite(env_id: str, obs: np.ndarray) -> None:
     """Of observations (N, *obs_shape): a network that learns from NaN or infinity is lost for good."""
     if obs.dtype == np.float32 and not (finite := np.isfinite(obs)).all():
         wrong = obs[int(finite.reshape(len(obs), -1).all(1).argmin())]
-        raise UserError(f"{env_id} gave an observation with NaN or infinity in it: {wrong}. {KEPT}")
+        raise EnvironmentFault(f"{env_id} gave an observation with NaN or infinity in it: {wrong}")
 
 
 class Loop:
@@ -331,9 +332,7 @@ class GymEnv:
         try:
             raw, _ = self._env.reset(seed=seed)
         except Exception as error:  # code that is not ours
-            if not self._reset_before:
-                raise UserError(f"{self.id} failed at its first reset(seed={seed}): {raised(error)}") from error
-            raise UserError(f"{self.id} failed in reset(seed={seed}): {raised(error)}. {KEPT}") from error
+            raise EnvironmentFault(f"{self.id} failed in reset(seed={seed}): {raised(error)}") from error
         self._reset_before = True
         if self._stack is None:
             return self._view(raw)
@@ -344,12 +343,14 @@ class GymEnv:
         """The observation is only valid until the next call, and may be of another precision: copy it.
 
         Raises:
-            UserError: the environment raised.
+            EnvironmentFault: it raised, or gave a reward, an observation or an info that is none.
         """
         try:
             raw, reward, terminated, truncated, info = self._env.step(action)
         except Exception as error:  # code that is not ours
-            raise UserError(f"{self.id} failed in step(action={action!r}): {raised(error)}. {KEPT}") from error
+            raise EnvironmentFault(f"{self.id} failed in step(action={action!r}): {raised(error)}") from error
+        if not isinstance(info, dict):
+            raise EnvironmentFault(f"{self.id} gave an info that is no dict but {type(info).__name__}")
         if not isinstance(reward, float):
             reward = self._number(reward)
         if self._stack is None:
@@ -362,7 +363,7 @@ class GymEnv:
         try:
             return float(np.asarray(reward, np.float64).item())
         except (TypeError, ValueError) as error:
-            raise UserError(f"{self.id} gave a reward that is not one number: {said(error)}. {KEPT}") from error
+            raise EnvironmentFault(f"{self.id} gave a reward that is not one number: {said(error)}") from error
 
     def _view(self, raw: Any) -> np.ndarray:
         """What the agent sees of an observation: the vector, or the newest image of its stack."""
@@ -376,7 +377,7 @@ class GymEnv:
         except UserError:
             raise
         except Exception as error:  # it is not what the environment says that it is
-            raise UserError(f"{self.id} gave an observation that is not of its space: {said(error)}. {KEPT}") from error
+            raise EnvironmentFault(f"{self.id} gave an observation that is not of its space: {said(error)}") from error
 
     def frame(self) -> np.ndarray:
         if not self._drawn_before:
@@ -384,16 +385,17 @@ class GymEnv:
         renderer = getattr(self._env.unwrapped, "mujoco_renderer", None)
         if renderer is not None:
             renderer.viewer.make_context_current()  # else it draws with the textures of whichever was made last
-        return np.ascontiguousarray(self._draw(EGL_REMEDY if renderer is not None else ""))
+        return np.ascontiguousarray(self._draw())
 
-    def _draw(self, remedy: str) -> np.ndarray:
+    def _draw(self) -> np.ndarray:
         try:
             frame = self._env.render()
         except Exception as error:  # code that is not ours
-            raise UserError(f"{self.id} cannot render a frame: {said(error)}{remedy}") from error
+            remedy = EGL_REMEDY if hasattr(self._env.unwrapped, "mujoco_renderer") else ""
+            raise EnvironmentFault(f"{self.id} cannot render a frame: {said(error)}{remedy}") from error
         if not (isinstance(frame, np.ndarray) and frame.ndim == 3 and frame.shape[2] == 3 and frame.dtype == np.uint8):
             what = getattr(frame, "shape", type(frame).__name__)
-            raise UserError(f"{self.id} renders {what}: its rgb_array must be a (H, W, 3) array of uint8.")
+            raise EnvironmentFault(f"{self.id} renders {what}: its rgb_array must be a (H, W, 3) array of uint8.")
         return frame
 
     def action_names(self) -> list[str]:
@@ -412,7 +414,7 @@ class GymEnv:
                 # gymnasium 1.4 makes the camera free at each frame, so the agent walks out of the picture; the
                 # model's own camera follows it. -1, as before, where the model has none.
                 renderer.camera_id = mujoco.mj_name2id(inner.model, mujoco.mjtObj.mjOBJ_CAMERA, "track")
-        self._draw(EGL_REMEDY if renderer is not None else "")
+        self._draw()
         if renderer is not None:
             for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
                 renderer.viewer.scn.flags[flag] = 0

@@ -6,6 +6,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -77,12 +78,17 @@ class EpisodeTracker:
         means = dict(zip(names, map(float, np.mean(self.finished, axis=0)), strict=False))
         true, predicted, length, after = np.array(self.finished).T
         whole = np.maximum(self.horizon, length)
-        worth = (predicted + (whole - length) * after) / whole
+        worth = mean_reward(predicted, length, after, whole - length)
         with np.errstate(invalid="ignore"):  # true rewards may be infinite
             means |= {"charts/true_return_std": float(true.std()), "charts/predicted_worth": float(worth.mean())}
             means |= {"charts/predicted_worth_std": float(worth.std()), "charts/episodes": float(len(true))}
             together = correlation(true, worth)
         return means | ({} if together is None else {"charts/return_correlation": together})
+
+
+def mean_reward(total: Any, length: Any, after: Any, rest: Any) -> Any:
+    """The worth of an episode: its mean reward over its steps and `rest` more of the value `after` its end."""
+    return (total + rest * after) / (length + rest)
 
 
 class Gains:

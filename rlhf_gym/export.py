@@ -166,12 +166,12 @@ SAFETENSORS_USAGE = """```python
 import json
 from pathlib import Path
 from safetensors.torch import load_file
-from rlhf_gym.checkpoints import read_info
 from rlhf_gym.config import from_json
+from rlhf_gym.spec import EnvInfo
 from rlhf_gym.train import Agent
 
 about = json.loads(Path("config.json").read_text())
-agent = Agent(read_info(about["info"]), from_json(json.dumps(about["settings"])))
+agent = Agent(EnvInfo.from_json(about["info"]), from_json(json.dumps(about["settings"])))
 agent.load_state_dict(load_file("policy.safetensors"))
 actions = agent.act(observations)  # as the environment gives them{stack}, any number at once
 ```

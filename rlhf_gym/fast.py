@@ -140,7 +140,7 @@ class VectorLearner:
         return h1, h2, torch.addmm(p["ba"], h2[0], p["wa"].t()), torch.addmv(p["bc"], h2[1], p["wc"][0])
 
     def normalise(self, obs: Tensor) -> Tensor:
-        """As train.Normalizer.forward, whose conversions are done once as long as its moments stay as they are."""
+        """As normalizer.Normalizer.forward, whose conversions are done once as long as its moments stay as they are."""
         if (normalizer := self.agent.normalizer) is None:
             return obs
         if self.moments is not normalizer.mean:
@@ -166,8 +166,8 @@ class VectorLearner:
         z = (actions - policy) * inverse
         return (-0.5 * z**2 - self.p["log_std"] - 0.5 * math.log(2 * math.pi)).sum(1), z, inverse
 
-    def loss(self, mb: Mapping[str, Tensor], value_only: bool = False, stats: bool = False) -> dict[str, Tensor]:
-        """Writes the gradient of train.ppo_loss into `grad`.
+    def backward(self, mb: Mapping[str, Tensor], value_only: bool = False, stats: bool = False) -> dict[str, Tensor]:
+        """Writes the gradient of train.ppo_loss into `grad`; returns its statistics.
 
         Args:
             mb: as there, but observations and advantages normalised.
@@ -272,7 +272,8 @@ class VectorLearner:
                         std, mean = torch.std_mean(mb[3])
                         mb[3].sub_(mean).div_(std + 1e-8)
                     named = dict(zip(("log_probs", "values", "returns", "advantages"), mb, strict=True))
-                    stats = self.loss(named | {"obs": mb_obs, "actions": mb_actions}, value_only, stats=i == parts - 1)
+                    named |= {"obs": mb_obs, "actions": mb_actions}
+                    stats = self.backward(named, value_only, stats=i == parts - 1)
                     self.step(value_only)
                 if self.config.target_kl > 0 and not value_only and stats["losses/approx_kl"] > self.config.target_kl:
                     break

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rlhf_gym.episodes import correlation
-from rlhf_gym.store import Pair
+from rlhf_gym.store import DECIDED, Pair, repeats
 
 BINS = 10  # of equal width, of the predicted probability
 NEAREST = 1e-6  # to 0 and 1 that a stored probability is taken to be: rounding has made some exactly 0 or 1
@@ -82,7 +82,7 @@ def foresight(batch: Sequence[Pair]) -> dict[str, float]:
     On uniformly drawn pairs alone: those chosen by disagreement are hard on purpose, and repeats it has seen. Ties and
     skips say nothing of which clip is better and are left out.
     """
-    decided = [p for p in batch if p.kind == "uniform" and p.choice in ("left", "right") and p.p_left is not None]
+    decided = [p for p in batch if p.kind == "uniform" and p.choice in DECIDED and p.p_left is not None]
     if not decided:
         return {}
     p = np.array([pair.p_left for pair in decided], float)
@@ -100,14 +100,6 @@ def foresight_of_clips(predicted: Sequence[float], true: Sequence[float]) -> dic
     return. Nothing where either has no spread, or with few clips."""
     found = correlation(np.asarray(predicted, float), np.asarray(true, float))
     return {} if found is None else {"reward/prequential_correlation": found}
-
-
-def repeats(pairs: Sequence[Pair]) -> list[bool]:
-    """Of each hidden repeat, sides swapped, whether it got the label that agrees with the first; ties, skips and pairs
-    whose first is not among these are left out."""
-    first = {p.id: p.choice for p in pairs}
-    both = [(p.choice, first.get(p.repeat_of)) for p in pairs if p.repeat_of is not None]
-    return [a != b for a, b in both if a in ("left", "right") and b in ("left", "right")]
 
 
 def consistency(pairs: Sequence[Pair], assumed: float) -> dict[str, float]:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_gym.config import Config, UserError
+from rlhf_gym.config import Config, UserError, one_line
 from rlhf_gym.segments import Segment, load_clip
 from rlhf_gym.store import Session, Where
 
@@ -46,11 +46,6 @@ def true_return(clip: ScoredClip) -> float:
     return value
 
 
-def said(error: Exception) -> str:
-    """The error on one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
-
-
 def load_score(name: str) -> Score:
     """The score function MODULE:FUNCTION, the current directory included in the search; "" is the true return."""
     if not name:
@@ -63,7 +58,8 @@ def load_score(name: str) -> Score:
     try:
         module = importlib.import_module(module_name)
     except Exception as error:  # the user's own code, or no module's name: told in their words
-        raise UserError(f"--score {name}: cannot import {module_name!r} ({said(error)}); is it in {here}?") from error
+        said = f"--score {name}: cannot import {module_name!r} ({one_line(error)}); is it in {here}?"
+        raise UserError(said) from error
     function = getattr(module, function_name, None)
     if function is None:
         raise UserError(f"--score {name}: module {module_name!r} has no function {function_name!r}.")
@@ -74,7 +70,7 @@ def load_score(name: str) -> Score:
         try:
             value = float(function(clip))
         except Exception as error:  # the user's own code: told in their words
-            raise UserError(f"--score {name} raised {said(error)}.") from error
+            raise UserError(f"--score {name} raised {one_line(error)}.") from error
         if math.isnan(value):
             raise UserError(f"--score {name} returned NaN: a score must be a number.")
         return value

@@ -15,7 +15,7 @@ from torch import Tensor
 from rlhf_gym.config import UserError
 from rlhf_gym.normalizer import PixelNormalizer
 from rlhf_gym.segments import Segment, load_clip, unstack
-from rlhf_gym.store import Pair, Session
+from rlhf_gym.store import JUDGED, Pair, Session
 
 TARGET = {"normal": 0.95, "strong": 1.0}  # what a label says of P(the chosen clip is better)
 
@@ -143,8 +143,7 @@ def load_labels(
 
     Pairs with a clip that cannot be read are left out (see `Labels.damaged`).
     """
-    pairs = [p for p in session.pairs(labels_until=until) if p.choice in ("left", "right", "equal")]
-    pairs = [p for p in pairs if (p.label_id or 0) > after]
+    pairs = [p for p in session.pairs(labels_until=until) if p.choice in JUDGED and p.counts(after)]
     clips = session.clips()
     segments: dict[int, Segment] = {}
     damaged: list[str] = []

@@ -488,7 +488,7 @@ class LabelDataset(Dataset[dict[str, Any]]):
     def __init__(self, session_dir: str | os.PathLike[str]) -> None:
         with opened(session_dir) as session:
             after, clips = session.wishes().forgotten, session.clips()
-            pairs = [p for p in session.pairs() if p.choice in CHOSEN and (p.label_id or 0) > after]
+            pairs = [p for p in session.pairs() if p.choice in CHOSEN and p.counts(after)]
             used = sorted({c for p in pairs for c in (p.left_clip, p.right_clip)})
             files = {i: session.file(clips[i].path) for i in used}
         self.damaged: list[str] = []

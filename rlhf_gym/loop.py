@@ -31,7 +31,7 @@ from rlhf_gym.live import Live
 from rlhf_gym.monitor import Monitor, clock
 from rlhf_gym.seeds import PHASE_SEED
 from rlhf_gym.segments import Segment, load_clip, save_segment
-from rlhf_gym.store import START, Pair, Session, Where
+from rlhf_gym.store import START, TRAINING, Pair, Session, Where
 from rlhf_gym.team import Team
 from rlhf_gym.train import RewardModel, train_agent, train_reward
 from rlhf_gym.wishes import LONGER, Plan
@@ -71,7 +71,7 @@ class Loop:
             self.monitor.say(f"There is no agent of round {plan.agent} any more: going on from the newest.")
             return newest
         chosen = Snapshot.load(self.session.checkpoint(plan.agent), self.device, self.config)
-        return replace(chosen, reward=newest.reward, last_label_id=newest.last_label_id)
+        return replace(chosen, reward=newest.reward, last_label_id=newest.last_label_id, forgotten=newest.forgotten)
 
 
 def run(
@@ -214,7 +214,7 @@ def megabytes_per_round(loop: Loop) -> float:
 
 def collect_pairs(loop: Loop, where: Where) -> None:
     session, number, wishes = loop.session, where.round, loop.session.wishes()
-    for phase in ("train_reward", "train_agent"):
+    for phase in TRAINING:
         session.partial(number, phase).unlink(missing_ok=True)  # the person went back while it was being trained
     longer = wishes.clip_factor
     if where.attempt > 0 and where.attempt - 1 not in wishes.dropped(number):
@@ -298,7 +298,7 @@ def fit_reward(loop: Loop, where: Where) -> None:
         if labels is not None:
             model = checkpoints.new_reward_model(loop.info, config, loop.device, number)
             previous = before.reward if config.reward_init == "previous" else None
-            if previous is not None and learned_since(session, after, before) and checkpoints.may_go_on(previous):
+            if previous is not None and before.forgotten == after and checkpoints.may_go_on(previous):
                 model.load_state_dict(previous.state_dict())
             metrics = train_reward(
                 model, labels, config, loop.device, report=report, state=state.get("training"),
@@ -315,15 +315,11 @@ def fit_reward(loop: Loop, where: Where) -> None:
     elif not model.scale.any():  # advantages of no reward are noise, and would be normalised to full size
         model = None
         loop.monitor.say(f"The labels tell no clip from another, so the agent stays as it is: {REMEDY}.")
-    reward = model.state_dict() if model is not None else {}
-    save_state(session.partial(number, "train_agent"), {"last_label_id": until, "reward": reward, "training": {}})
+    found: dict[str, Any] = {"last_label_id": until, "reward": {}, "forgotten": before.forgotten, "training": {}}
+    if model is not None:
+        found |= {"reward": model.state_dict(), "forgotten": after}
+    save_state(session.partial(number, "train_agent"), found)
     partial.unlink()
-
-
-def learned_since(session: Session, forgotten: int, before: Snapshot) -> bool:
-    """Whether the reward model of before has seen a label that counts: a batch of ties leaves it as it was."""
-    pairs = session.pairs(labels_until=before.last_label_id)
-    return any(p.choice in ("left", "right") and (p.label_id or 0) > forgotten for p in pairs)
 
 
 def clips_foreseen(session: Session, before: Snapshot, batch: list[Pair]) -> dict[str, float]:
@@ -358,8 +354,8 @@ def fit_agent(loop: Loop, where: Where) -> None:
         state = checkpoints.upgraded(load_state(partial))
     else:  # practice: no labels, no new reward model
         reward = before.reward.state_dict() if before.reward is not None else {}
-        state = {"last_label_id": before.last_label_id, "reward": reward}
-    state = {"training": {}, "plan": 0, "part": 0, "steps": 0, "early": {}, **state}
+        state = {"last_label_id": before.last_label_id, "forgotten": before.forgotten, "reward": reward}
+    state = {"forgotten": 0, "training": {}, "plan": 0, "part": 0, "steps": 0, "early": {}, **state}
     if state["plan"] != (plan.id if plan else 0):
         state |= {"training": {}, "plan": plan.id if plan else 0, "part": 0, "steps": 0, "early": {}}
         session.drop_metrics(number, "train_agent")
@@ -387,7 +383,8 @@ def fit_agent(loop: Loop, where: Where) -> None:
             loop.monitor.say(told)
     global_step = before.global_step + state["steps"]
     loop.control.check()  # the last moment at which another plan for this round can be heard
-    snapshot = Snapshot(before.agent, model, config, loop.info, number, state["last_label_id"], global_step)
+    seen = (state["last_label_id"], state["forgotten"])
+    snapshot = Snapshot(before.agent, model, config, loop.info, number, *seen, global_step)
     snapshot.save(session.checkpoint(number))
     partial.unlink(missing_ok=True)
 

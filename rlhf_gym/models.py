@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import logging
 import warnings
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +36,7 @@ class Policy(nn.Module):
         policy, _ = self.agent(observations)
         if self.agent.discrete:
             return policy.argmax(-1), policy
-        low, high = self.agent.low.flatten(), self.agent.high.flatten()  # as Agent.to_env
-        return (low + (policy.clamp(-1, 1) + 1) / 2 * (high - low)).reshape(-1, *self.agent.action_shape), policy
+        return self.agent.within_bounds(policy), policy
 
 
 class Reward(nn.Module):
@@ -49,8 +47,7 @@ class Reward(nn.Module):
         self.model, self.agent = model, agent
 
     def forward(self, observations: Tensor, actions: Tensor, ended: Tensor) -> Tensor:
-        raw = self.model(observations, self.agent.from_env(actions), ended)
-        return ((raw - self.model.offset[:, None]) * self.model.scale[:, None]).mean(0)  # as RewardModel.reward
+        return self.model.scaled(self.model(observations, self.agent.from_env(actions), ended))
 
 
 def plain(snapshot: Snapshot) -> tuple[Policy, Reward | None]:
@@ -123,10 +120,9 @@ def tensors(module: nn.Module) -> dict[str, Tensor]:
 
 def architecture(snapshot: Snapshot) -> dict[str, Any]:
     """config.json: what the networks are, layer by layer, and the settings that they were made with."""
-    info = json.loads(json.dumps(asdict(snapshot.info)).replace("-Infinity", "null").replace("Infinity", "null"))
     return {
         "format": FORMAT, "version": VERSION, "round": snapshot.round, "global_step": snapshot.global_step,
-        "info": info, "settings": json.loads(cfg.to_json(snapshot.config)),
+        "info": snapshot.info.as_json(), "settings": json.loads(cfg.to_json(snapshot.config)),
         "policy": policy_architecture(snapshot.agent),
         "reward_model": None if snapshot.reward is None else reward_architecture(snapshot.reward),
     }  # fmt: skip

@@ -27,7 +27,7 @@ class Normalizer(nn.Module):
         self.merge(x.shape[0], x.mean(0), x.var(0, unbiased=False))
 
     def newest(self, x: Tensor) -> Tensor:
-        """What of observations (B, *shape) counts, which is all there is."""
+        """The part of observations (B, *shape) that `update` reads: here all of it."""
         return x
 
     def merge(self, n: int, mean: Tensor, var: Tensor) -> None:
@@ -64,7 +64,7 @@ class PixelNormalizer(Normalizer):
         self.float().to(device)
 
     def newest(self, x: Tensor) -> Tensor:
-        """(B, 1, H, W)."""
+        """Of stacks (B, S, H, W) the newest frame, (B, 1, H, W)."""
         return x[:, -1:]
 
     def std(self) -> Tensor:

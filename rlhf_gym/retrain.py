@@ -110,6 +110,10 @@ class TrueReward:
         self.spread, self.running = Normalizer(()), torch.zeros(())
 
     def __call__(self, roll: Rollout, true_rewards: np.ndarray) -> None:
+        if not np.isfinite(true_rewards).all():  # from which neither the spread nor the agent would ever recover
+            raise UserError(
+                "The environment gave a true reward that is NaN or infinite: mend it, or learn from labels instead."
+            )
         rewards, ends = torch.as_tensor(true_rewards), (roll.terminated | roll.truncated).cpu()
         returns = torch.empty_like(rewards)
         for t, reward in enumerate(rewards):
@@ -198,13 +202,13 @@ def retrain(command: Train, args: list[str], team: Team | None = None) -> None:
 
 
 def finish(snapshot: Snapshot, command: Train) -> None:
-    """Evaluates the agent and, if asked, writes it."""
-    result: dict[str, Any] = evaluate(snapshot.agent, snapshot.config, snapshot.info, 0, 20, max_seconds=60)
-    cut = f", {result['capped']} of them cut" if result["capped"] else ""
-    print(f"true return {result['mean']} ± {result['std']} over {result['episodes']} episodes{cut}")
+    """Writes the agent, if asked, and evaluates it."""
     if command.out is not None:
         try:
             snapshot.save(command.out)
         except OSError as error:
             raise UserError(f"Cannot write {command.out} ({error.strerror}): the agent is lost.") from None
         print(command.out)
+    result: dict[str, Any] = evaluate(snapshot.agent, snapshot.config, snapshot.info, 0, 20, max_seconds=60)
+    cut = f", {result['capped']} of them cut" if result["capped"] else ""
+    print(f"true return {result['mean']} ± {result['std']} over {result['episodes']} episodes{cut}")

@@ -17,6 +17,7 @@ from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
 from rlhf_gym.config import UserError
 from rlhf_gym.tables import (
+    DECIDED,
     Clip,
     Opinion,
     Pair,
@@ -26,6 +27,7 @@ from rlhf_gym.tables import (
     metric_table,
     opinion_table,
     pair_table,
+    repeats,
 )
 from rlhf_gym.wishes import NONE, Wishes
 
@@ -34,7 +36,6 @@ STRENGTHS = ("normal", "strong")
 MAX_LABEL_ID_CHARS = 64
 BUSY_SECONDS = 30.0  # how long a database is waited for that another program has locked
 CLIP_BYTES = "disk/clip_bytes"  # the metric of a batch's files; its step is the batch's attempt
-MIRRORED = {"left": "right", "right": "left", "equal": "equal"}  # what a repeat, its sides swapped, should say
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,7 @@ class Rows:
     def batches(self, round: int) -> dict[int, Counts]:
         """The batches of a round, by attempt."""
         attempt, choice = pair_table.c.attempt, label_table.c.choice
-        decided = sa.func.count(sa.case((choice.in_(("left", "right")), 1)))
+        decided = sa.func.count(sa.case((choice.in_(DECIDED), 1)))
         query = sa.select(attempt, sa.func.count(), sa.func.count(choice), decided).select_from(_with_label())
         with self.read() as db:
             rows = db.execute(query.where(pair_table.c.round == round).group_by(attempt)).all()
@@ -183,7 +184,7 @@ class Rows:
         """
         query = sa.select(pair_table.c.id).select_from(_with_label()).order_by(*SHOWN)
         query = query.where(pair_table.c.round < before, pair_table.c.kind != "repeat", pair_table.c.round >= since)
-        query = query.where(label_table.c.choice.in_(("left", "right")), label_table.c.id > self.wishes().forgotten)
+        query = query.where(label_table.c.choice.in_(DECIDED), label_table.c.id > self.wishes().forgotten)
         if drawn:
             for side in (pair_table.c.left_clip, pair_table.c.right_clip):
                 clip = clip_table.alias()
@@ -279,12 +280,11 @@ class Rows:
             return sorted(db.execute(query).scalars())
 
     def consistency(self, round: int, attempt: int) -> tuple[int, int]:
-        """How often the person agreed with themselves in a batch's hidden repeats: (agreed, repeats judged twice)."""
-        repeats = [p for p in self.pairs(round, attempt) if p.repeat_of is not None]
-        firsts = {p.id: p for p in self.pairs(ids=[p.repeat_of for p in repeats if p.repeat_of is not None])}
-        judged = [(firsts[p.repeat_of].choice, p.choice) for p in repeats if p.repeat_of in firsts]
-        judged = [(first, again) for first, again in judged if first in MIRRORED and again in MIRRORED]
-        return sum(again == MIRRORED[str(first)] for first, again in judged), len(judged)
+        """How often the person agreed with themselves in a batch's hidden repeats: (agreed, repeats that tell)."""
+        batch = self.pairs(round, attempt)
+        firsts = self.pairs(ids=[p.repeat_of for p in batch if p.repeat_of is not None])
+        agreed = repeats([*firsts, *batch])
+        return sum(agreed), len(agreed)
 
     def forget(self, round: int) -> int:
         """Labels up to the newest one no longer count (the goal has changed); returns that label's row id."""

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import json
 import sys
 import time
 from pathlib import Path
@@ -33,10 +31,10 @@ def run_session(command: Run, args: list[str], team: Team | None) -> int:
     info = envs.describe(validate_each(Config(**{"env_id": command.env_id, **given})))
     config = resolve({"env_id": command.env_id, **given}, info.kind)
     check(config, info, team)
-    labels = adopt.read(command.labels_from, config, as_json(info)) if command.labels_from is not None else None
+    labels = adopt.read(command.labels_from, config, info.as_json()) if command.labels_from is not None else None
     server = start_server(data_dir, command.access) if config.labeler == "human" else None
     name = command.session or catalog.new_name(data_dir, command.env_id)
-    header = {"info": as_json(info), **provenance.now(config), **trust.signed(config)}
+    header = {"info": info.as_json(), **provenance.now(config), **trust.signed(config)}
     make = catalog.create_session if labels is None else labels.start
     session = make(data_dir, name, config, **header)
     say(f"Session {name} in {session.path}")
@@ -102,7 +100,7 @@ def replay(command: Replay, args: list[str], team: Team | None) -> int:
     check(config, info, team)
     name = command.name or whatif.free_name(data_dir, source.name)
     there = open_session(data_dir, name) if (data_dir / name / "config.json").is_file() else None
-    session = whatif.begin(source, name, config, original, as_json(info), given, there)
+    session = whatif.begin(source, name, config, original, info.as_json(), given, there)
     trust.require(session, command.trust)  # one that was there may have come from anywhere
     for note in whatif.notes(source, session, given):
         say(note)
@@ -114,14 +112,8 @@ def replay(command: Replay, args: list[str], team: Team | None) -> int:
     return 0
 
 
-def as_json(info: EnvInfo) -> dict[str, Any]:
-    """As it stands in config.json, which has no infinity: open bounds are null."""
-    text = json.dumps(dataclasses.asdict(info)).replace("-Infinity", "null").replace("Infinity", "null")
-    return dict(json.loads(text))
-
-
 def check_environment(session: Session, config: Config, info: EnvInfo) -> None:
-    before, now = session.header().get("info", {}), as_json(info)
+    before, now = session.header().get("info", {}), info.as_json()
     if before and before | {"kind": ""} != now | {"kind": ""}:  # which presets it had does not matter
         raise UserError(
             f"{config.env_id} is no longer what session {session.name!r} was made with (observations, actions or "
@@ -131,14 +123,17 @@ def check_environment(session: Session, config: Config, info: EnvInfo) -> None:
 
 def check_change(session: Session, config: Config, info: EnvInfo, changes: dict[str, tuple[Any, Any]]) -> None:
     """What cannot go on as it was: another environment under the same name, or settings that a phase counts by."""
+    from rlhf_gym.store import TRAINING
+
     check_environment(session, config, info)
     where = session.where()
     counted = sorted({"num_envs", "num_steps", "agent_steps_per_round"} & set(changes))
-    if where.phase in ("train_reward", "train_agent") and "fast" in changes:
+    if where.phase in TRAINING and "fast" in changes:
         raise UserError("--fast cannot change in the middle of training: resume, and change it after the round.")
     if where.phase == "train_agent" and counted:
-        name = "--" + counted[0].replace("_", "-")
-        raise UserError(f"{name} cannot change in the middle of training the agent: resume, and change it after.")
+        raise UserError(
+            f"{flag(counted[0])} cannot change in the middle of training the agent: resume, and change it after."
+        )
     pairs = session.pairs(where.round, where.attempt)
     clips = session.clips([p.left_clip for p in pairs])
     unseen = [p for p in pairs if not clips[p.left_clip].sheet]
@@ -194,6 +189,7 @@ def run_loop(
     from rich.console import Console
 
     from rlhf_gym.control import Stopped
+    from rlhf_gym.envs import EnvironmentFault
     from rlhf_gym.store import Busy
 
     console = Console(stderr=True, width=None if sys.stderr.isatty() else 200)  # logs are not wrapped
@@ -219,6 +215,9 @@ def run_loop(
         say(f"\nStopped; nothing is lost. Go on with: {program()} resume {session.name}{data_dir_flag(session)}")
         if server is None and isinstance(end, KeyboardInterrupt):
             return 130
+    except EnvironmentFault as fault:
+        kept = "Nothing of the session is lost: mend the environment, then resume."
+        raise UserError(f"{str(fault).rstrip('.')}. {kept}") from fault
     finally:
         if server is not None:
             server.stop()

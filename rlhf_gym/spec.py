@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import json
+import math
 import os
 import sys
 import traceback
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -44,6 +47,20 @@ class EnvInfo:
         low, high = np.asarray(self.action_low), np.asarray(self.action_high)
         low = np.where(np.abs(low) < 1e6, low, np.where(np.abs(high) < 1e6, high - 2, -1.0))
         return low, np.where(np.abs(high) < 1e6, high, low + 2)
+
+    def as_json(self) -> dict[str, Any]:
+        """As JSON has it, which knows no tuples, and no infinity: null stands for an open bound."""
+        text = json.dumps(asdict(self)).replace("-Infinity", "null").replace("Infinity", "null")
+        return dict(json.loads(text))
+
+    @staticmethod
+    def from_json(values: dict[str, Any]) -> EnvInfo:
+        """What `as_json` gave, or before it asdict."""
+        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        for name, open_bound in (("action_low", -math.inf), ("action_high", math.inf)):
+            if fields.get(name) is not None:
+                fields[name] = tuple(open_bound if x is None else x for x in fields[name])
+        return EnvInfo(**fields)
 
 
 def find_spec(env_id: str) -> gymnasium.envs.registration.EnvSpec:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from rlhf_gym import config as cfg
 from rlhf_gym.config import UserError
-from rlhf_gym.store import START, Session
+from rlhf_gym.store import START, TRAINING, Session
 from rlhf_gym.wishes import LONGEST
 
-TRAINING = ("train_reward", "train_agent")
-WHEELS = ("pause", "continue", "stop", "longer", "anew", "back", "more")
 MORE_ROUNDS = 2
 
 
@@ -51,11 +49,6 @@ def _to_the_loop(session: Session, do: str) -> None:
     session.add_event(do, where.round)
 
 
-def _number(session: Session) -> int:
-    """The round in the making."""
-    return max(session.trained_rounds(), default=START) + 1
-
-
 def _longer(session: Session) -> None:
     """In training, another part of as many steps; else a round of practice on the newest reward model."""
     where = session.where()
@@ -63,13 +56,13 @@ def _longer(session: Session) -> None:
         session.add_event("longer", where.round)
     else:
         _need_a_reward_model(session, "train longer")
-        number = _number(session)
+        number = session.next_round()
         plan = session.wishes().plan(number)  # they may have gone back before
         session.add_event("plan", number, agent=plan.agent if plan else number - 1, practice=True)
 
 
 def _anew(session: Session) -> None:
-    where, number = session.where(), _number(session)
+    where, number = session.where(), session.next_round()
     plan = session.wishes().plan(number)
     practice = where.phase not in TRAINING or (plan is not None and plan.practice)
     if practice:
@@ -78,12 +71,12 @@ def _anew(session: Session) -> None:
 
 
 def _need_a_reward_model(session: Session, what: str) -> None:
-    if _number(session) == 0:
+    if session.next_round() == 0:
         raise UserError(f"There is no reward model yet to {what} on: label the first batch.")
 
 
 def _back(session: Session, to: int | None) -> None:
-    trained, number, where = session.trained_rounds(), _number(session), session.where()
+    trained, number, where = session.trained_rounds(), session.next_round(), session.where()
     if to is None or to not in trained:
         known = ", ".join(str(n) for n in trained)
         raise UserError(f"There is no agent of round {to} to go back to: choose one of {known} (-1: untrained).")
@@ -102,14 +95,14 @@ def _more(session: Session) -> None:
     where = session.where()
     if where.phase not in ("record", "finished"):
         raise UserError(f"Session {session.name!r} has rounds left to do: it is in round {where.round}.")
-    session.add_event("rounds", where.round, rounds=_number(session) + MORE_ROUNDS)
+    session.add_event("rounds", where.round, rounds=session.next_round() + MORE_ROUNDS)
 
 
 def star(session: Session, round: int | None) -> None:
     """Marks the round that the person likes best; None: none."""
     if round is not None and round not in session.trained_rounds():
         raise UserError(f"There is no agent of round {round} to star.")
-    session.add_event("star", _number(session), round=round)
+    session.add_event("star", session.next_round(), round=round)
 
 
 def other_clips(session: Session, longer: bool, differ: bool) -> None:

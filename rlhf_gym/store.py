@@ -31,10 +31,13 @@ from rlhf_gym.rows import STRENGTHS as STRENGTHS
 from rlhf_gym.rows import Counts as Counts
 from rlhf_gym.rows import Rows
 from rlhf_gym.rows import finite as finite
+from rlhf_gym.tables import DECIDED as DECIDED
+from rlhf_gym.tables import JUDGED as JUDGED
 from rlhf_gym.tables import Clip as Clip
 from rlhf_gym.tables import Opinion as Opinion
 from rlhf_gym.tables import Pair as Pair
 from rlhf_gym.tables import clip_table, label_table
+from rlhf_gym.tables import repeats as repeats
 from rlhf_gym.wishes import NONE
 from rlhf_gym.within import resolve
 
@@ -43,6 +46,7 @@ HALF_WRITTEN = (  # of what the loop alone writes, each aside first; all else in
     ".config.json-*", ".progress.json-*", "checkpoints/.*.pt-*", "videos/.r[0-9]*", "videos/.start.*", "videos/.live.*",
     "clips/*/.[0-9]*.png-*", "clips/*/.[0-9]*.npz-*", "clips/*/.undrawn.npz-*",
 )  # fmt: skip
+TRAINING = ("train_reward", "train_agent")
 PHASES = ("collect", "label", "train_reward", "train_agent", "record", "finished")
 
 
@@ -166,9 +170,9 @@ class Session(Rows):
         with self.read() as db:
             pair = db.execute(sa.select(label_table.c.pair).where(label_table.c.uid == uid)).scalar_one_or_none()
         if pair is None:
-            number = max(self.trained_rounds(), default=START) + 1
+            number = self.next_round()
             attempt = max(self.newest_attempt(number), 0)
-            in_training = any(self.partial(number, phase).exists() for phase in ("train_reward", "train_agent"))
+            in_training = any(self.partial(number, phase).exists() for phase in TRAINING)
             if in_training or self.wishes().closed(number, attempt):
                 raise ValueError(f"Nothing was taken back: the labels of round {number} have gone into training.")
             last = self.last_labeled_pair(number, attempt)
@@ -191,7 +195,7 @@ class Session(Rows):
         """What a killed loop left, by kind: half-written files, in-phase checkpoints of trained rounds, clips of a
         batch that was never finished. Only under the loop's lock are they no part of something."""
         halves = [file for pattern in HALF_WRITTEN for file in self.path.glob(pattern)]
-        partials = [self.partial(n, phase) for n in self.trained_rounds() for phase in ("train_reward", "train_agent")]
+        partials = [self.partial(n, phase) for n in self.trained_rounds() for phase in TRAINING]
         with self.read() as db:
             batches = db.execute(sa.select(clip_table.c.round, clip_table.c.attempt).distinct()).all()
         whole = {self.clip_directory(number, attempt).name for number, attempt in batches}
@@ -240,6 +244,10 @@ class Session(Rows):
     def video(self, number: int) -> Path:
         return self.path / "videos" / f"{round_name(number)}.mp4"
 
+    def next_round(self) -> int:
+        """The round in the making."""
+        return max(self.trained_rounds(), default=START) + 1
+
     def trained_rounds(self) -> list[int]:
         """Rounds with a whole checkpoint, oldest first; START first of all."""
         try:
@@ -273,7 +281,7 @@ class Session(Rows):
         Evaluation and video of a round come after the next batch is collected, so that the person can already
         label; only when no round is left is "record" a phase of its own, and after it "finished".
         """
-        number, wishes = max(self.trained_rounds(), default=START) + 1, self.wishes()
+        number, wishes = self.next_round(), self.wishes()
         rounds = self.config.rounds if wishes.rounds is None else wishes.rounds
         plan, dropped = wishes.plan(number), max(wishes.dropped(number), default=NONE)
         if rounds and number >= rounds and plan is None:

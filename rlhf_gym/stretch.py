@@ -55,7 +55,7 @@ class Stretch:
             saved: what `state` gave where a training stopped that is now resumed, if anything.
         """
         if self.newest and iteration % self.length:
-            newest = self.team.gathered(torch.stack(self.newest)[None])  # (processes, iterations, T, N, …)
+            newest = self.team.all_gather(torch.stack(self.newest)[None])  # (processes, iterations, T, N, …)
             self.actions += list(newest.unbind(1))
         self.newest = []
         if saved is not None and self._fits(saved):

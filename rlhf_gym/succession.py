@@ -19,6 +19,7 @@ from torch import nn
 
 from rlhf_gym.config import Config
 from rlhf_gym.envs import Envs
+from rlhf_gym.episodes import mean_reward
 from rlhf_gym.seeds import PHASE_SEED
 from rlhf_gym.train import Agent, RewardModel, rollout
 
@@ -68,8 +69,9 @@ class Trial:
                 self.running = self.running & ~(roll.terminated[t] | roll.truncated[t])
 
     def worth(self, horizon: int) -> torch.Tensor:
+        """The mean predicted reward of each episode (EPISODES,), as long as `horizon` where it has ended by itself."""
         rest = torch.where(self.after.isnan(), 0.0, horizon - self.lengths)
-        return (self.sums + rest * self.after.nan_to_num()) / (self.lengths + rest)
+        return mean_reward(self.sums, self.lengths, self.after.nan_to_num(), rest)
 
 
 @torch.no_grad()

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import sqlalchemy as sa
+
+DECIDED = ("left", "right")  # the choices that say which clip is better
+JUDGED = (*DECIDED, "equal")  # and those that the reward model learns from
 
 tables = sa.MetaData()
 
@@ -119,6 +123,18 @@ class Pair:
     label_id: int | None = None
     labeled: float | None = None  # when, in seconds since 1970
     response_ms: int | None = None
+
+    def counts(self, forgotten: int) -> bool:
+        """Whether it has a label (a skip, too) in a row after those that were forgotten."""
+        return self.choice is not None and (self.label_id or 0) > forgotten
+
+
+def repeats(pairs: Sequence[Pair]) -> list[bool]:
+    """Of each hidden repeat, sides swapped, whether it got the label that agrees with the first; ties, skips and pairs
+    whose first is not among these are left out."""
+    first = {p.id: p.choice for p in pairs}
+    both = [(p.choice, first.get(p.repeat_of)) for p in pairs if p.repeat_of is not None]
+    return [a != b for a, b in both if a in DECIDED and b in DECIDED]
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,7 @@ class Team(contextlib.AbstractContextManager["Team"]):
         if self.size > 1 and not self.busy:
             with contextlib.suppress(RuntimeError):  # they may have gone by themselves
                 if self.rank == 0:
-                    self.share(None)
+                    self.broadcast(None)
                 dist.destroy_process_group()
 
     # ------------------------------------------------------------------------------------------ before
@@ -124,7 +124,7 @@ class Team(contextlib.AbstractContextManager["Team"]):
         try:
             if self.size > 1:
                 self.busy = True
-                self.share((torch.get_num_threads(), function, args, kwargs))
+                self.broadcast((torch.get_num_threads(), function, args, kwargs))
             return function(*args, **kwargs, save=save, report=report, team=self)
         except RuntimeError as error:
             if not is_about_processes(error):
@@ -137,7 +137,7 @@ class Team(contextlib.AbstractContextManager["Team"]):
     def work(self) -> int:
         """What every rank but 0 does. Returns the exit status: it speaks to nobody."""
         try:
-            while (job := self.share()) is not None:
+            while (job := self.broadcast()) is not None:
                 threads, function, args, kwargs = job
                 torch.set_num_threads(threads)  # sums depend on it, and all ranks are to hold the same agent
                 self.busy = True
@@ -149,7 +149,7 @@ class Team(contextlib.AbstractContextManager["Team"]):
             return 1
         return 0
 
-    def share(self, thing: Any = None) -> Any:
+    def broadcast(self, thing: Any = None) -> Any:
         """Gives all ranks what rank 0 has; tensors of a GPU come to this process's own."""
         parcel = [b""]
         if self.rank == 0:
@@ -208,11 +208,11 @@ class Team(contextlib.AbstractContextManager["Team"]):
             self.gpus = dist.new_group(backend="nccl", timeout=GPU_WAIT)
         return self.gpus if device.type == "cuda" else None
 
-    def mean(self, number: Tensor) -> Tensor:
+    def all_reduce_mean(self, number: Tensor) -> Tensor:
         """Of a number that each process has: the same in all of them."""
-        return self.gathered(number[None]).mean()
+        return self.all_gather(number[None]).mean()
 
-    def gathered(self, rows: Tensor) -> Tensor:
+    def all_gather(self, rows: Tensor) -> Tensor:
         """The rows (B, …) of all processes, (size * B, …)."""
         if self.size == 1:
             return rows

@@ -44,10 +44,10 @@ REWARD_SPREAD = 10.0  # standard deviation of the predicted reward, times 1 / (1
 # ---------------------------------------------------------------------------------------------- networks
 
 
-def layer(module: Any, std: float = math.sqrt(2), bias: float = 0.0) -> Any:
-    """Orthogonal weights and a constant bias (detail 2 of the 37)."""
+def layer(module: Any, std: float = math.sqrt(2)) -> Any:
+    """Orthogonal weights and biases of zero (detail 2 of the 37)."""
     nn.init.orthogonal_(module.weight, std)
-    nn.init.constant_(module.bias, bias)
+    nn.init.zeros_(module.bias)
     return module
 
 
@@ -127,12 +127,14 @@ class Agent(nn.Module):
         actions = self.sample(policy, generator)
         return actions, self.log_prob(policy, actions)[0], value
 
+    def within_bounds(self, actions: Tensor) -> Tensor:
+        """Continuous actions (B, A), of which [-1, 1] counts -> (B, *action_shape) within the environment's bounds."""
+        scaled = self.low.flatten() + (actions.clamp(-1, 1) + 1) / 2 * (self.high - self.low).flatten()
+        return scaled.reshape(-1, *self.action_shape)
+
     def to_env(self, actions: Tensor) -> np.ndarray:
         """Actions as the environment takes them: (B,) int64, or (B, *action_shape) float32 within its bounds."""
-        if self.discrete:
-            return actions.cpu().numpy()
-        scaled = self.low.flatten() + (actions.clamp(-1, 1) + 1) / 2 * (self.high - self.low).flatten()
-        return scaled.reshape(-1, *self.action_shape).cpu().numpy()
+        return (actions if self.discrete else self.within_bounds(actions)).cpu().numpy()
 
     def from_env(self, actions: Tensor) -> Tensor:
         """The inverse of to_env, for continuous actions (B, *action_shape) -> (B, A) in [-1, 1]."""
@@ -231,7 +233,10 @@ class RewardModel(nn.Module):
         ended = torch.zeros(len(obs), dtype=torch.bool, device=obs.device) if ended is None else ended
         batch = 256 if self.image else batch
         parts = zip(*(x.split(batch) for x in (obs, actions, ended)), strict=True)
-        raw = torch.cat([self(*part) for part in parts], 1)
+        return self.scaled(torch.cat([self(*part) for part in parts], 1))
+
+    def scaled(self, raw: Tensor) -> Tensor:
+        """Raw rewards (K, B) -> the predicted reward (B,)."""
         return ((raw - self.offset[:, None]) * self.scale[:, None]).mean(0)
 
     def score(self, roll: Rollout, _true_rewards: np.ndarray | None = None) -> None:
@@ -473,20 +478,17 @@ def ppo_loss(
 
 def update(
     agent: Agent, optimizer: torch.optim.Optimizer | VectorLearner, roll: Rollout, advantages: Tensor, returns: Tensor,
-    config: Config, generator: torch.Generator, value_only: bool = False, loss_of: Callable[..., Any] = ppo_loss,
-    mean: Callable[[Tensor], Tensor] = torch.Tensor.mean,
+    config: Config, generator: torch.Generator, value_only: bool = False, team: Team | None = None,
 ) -> dict[str, Tensor]:  # fmt: skip
-    """Several epochs of minibatches over one rollout. Returns the last minibatch's statistics, still on the device.
-
-    Args:
-        loss_of, mean: ppo_loss, or the same with its gradients averaged over several processes; of a number their mean.
-    """
+    """Several epochs of minibatches over one rollout. Returns the last minibatch's statistics, still on the device."""
     if isinstance(optimizer, VectorLearner):
         return optimizer.update(roll, advantages, returns, generator, value_only)
     fields = {"obs": roll.obs, "actions": roll.actions, "log_probs": roll.log_probs, "values": roll.values}
     flat = {k: v.flatten(0, 1) for k, v in (fields | {"advantages": advantages, "returns": returns}).items()}
     if config.fast and agent.image:
         flat["obs"] = flat["obs"].contiguous(memory_format=torch.channels_last)
+    team = team or Team()
+    loss_of = team.averaged(ppo_loss, agent, value_only)
     rows, device = len(flat["returns"]), flat["returns"].device
     stats: dict[str, Tensor] = {}
     for _ in range(config.update_epochs):
@@ -497,7 +499,9 @@ def update(
             loss.backward()
             nn.utils.clip_grad_norm_(agent.parameters(), config.max_grad_norm)
             optimizer.step()
-        if config.target_kl > 0 and not value_only and mean(stats["losses/approx_kl"]) > config.target_kl:
+        if value_only or config.target_kl == 0:
+            continue
+        if team.all_reduce_mean(stats["losses/approx_kl"]) > config.target_kl:
             break  # the rollout tells little of a policy so far from the one that played it
     return stats
 
@@ -569,10 +573,9 @@ def train_agent(
             watch.lap("reward")
             advantages, returns = gae(roll, config)
             value_only = iteration < min(warmup, iterations // 4)  # a short round must move the policy, too
-            together = team.averaged(ppo_loss, agent, value_only), team.mean
-            stats = update(agent, optimizer, roll, advantages, returns, config, generator, value_only, *together)
+            stats = update(agent, optimizer, roll, advantages, returns, config, generator, value_only, team)
             if agent.normalizer is not None:
-                agent.normalizer.update(team.gathered(agent.normalizer.newest(roll.obs.flatten(0, 1))))
+                agent.normalizer.update(team.all_gather(agent.normalizer.newest(roll.obs.flatten(0, 1))))
             metrics = {k: float(v) for k, v in stats.items()}
             watch.lap("update")
             over = roll.terminated & (config.episode_ends == "absorb")

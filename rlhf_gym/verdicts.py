@@ -21,6 +21,7 @@ import torch
 
 from rlhf_gym.config import UserError
 from rlhf_gym.envs import EnvInfo
+from rlhf_gym.episodes import mean_reward
 from rlhf_gym.files import write_atomic
 from rlhf_gym.labels import Labels
 from rlhf_gym.segments import Segment, load_segment
@@ -82,7 +83,7 @@ def judge_videos(session: Session, model: RewardModel, agent: Agent, info: EnvIn
         predicted, absorbing = along(model, agent, episode)
         absorbs = episode.absorbing.any() and session.config.episode_ends == "absorb"
         rest = horizon - len(predicted) if absorbs else 0
-        mean = (predicted.sum() + rest * absorbing) / (len(predicted) + rest)
+        mean = mean_reward(predicted.sum(), len(predicted), absorbing, rest)
         verdict = {
             "judge": judge, "fps": video_fps(info), "predicted": shown(predicted, stride),
             "true": shown(episode.rewards[~episode.absorbing], stride), "ended": bool(episode.absorbing.any()),

@@ -42,12 +42,12 @@ from rlhf_gym.collect import expit, judge
 from rlhf_gym.config import FIXED, Config, UserError, flag
 from rlhf_gym.files import bytes_below
 from rlhf_gym.segments import Segment, load_clip
-from rlhf_gym.store import CLIP_BYTES, START, Clip, Pair, Session, finite
-from rlhf_gym.tables import clip_table, event_table, label_table, metric_table, pair_table
+from rlhf_gym.store import CLIP_BYTES, START, Clip, Session, finite
+from rlhf_gym.tables import JUDGED, clip_table, event_table, label_table, metric_table, pair_table
 from rlhf_gym.wishes import NONE
 
 MAY_CHANGE = ("seed", "ensemble_size", "reward_hidden", "hidden_size", "normalize_obs", "reward_sees_action")
-KEPT = tuple(name for name in FIXED if name not in MAY_CHANGE)  # the clips on disk were made with these
+OF_LABELED_CLIPS = tuple(name for name in FIXED if name not in MAY_CHANGE)  # the clips on disk were made with these
 OF_NEW_CLIPS = (  # and of new labels: a replay has none
     "pairs_per_round", "clip_seconds", "pool_factor", "explore_share", "disagreement_fraction", "repeat_fraction",
     "labeler", "mistake_rate", "tie_threshold", "skip_threshold",
@@ -131,7 +131,7 @@ def plan(source: Session, given: Mapping[str, Any], without: str) -> tuple[Confi
 
 def refuse_other_clips(config: Config, given: Mapping[str, Any], where: str) -> None:
     """Raises UserError for settings that the labeled clips were not made with."""
-    for name in KEPT:
+    for name in OF_LABELED_CLIPS:
         if name in given and given[name] != getattr(config, name):
             raise UserError(
                 f"{flag(name)} cannot change from {getattr(config, name)!r} to {given[name]!r} {where}: the clips "
@@ -228,7 +228,7 @@ def begin(
 
 def refuse_another(there: Session, wanted: Config, original: Original, given: Mapping[str, Any]) -> None:
     mine = original_of(there)
-    elsewhere = any(getattr(there.config, name) != getattr(wanted, name) for name in KEPT)
+    elsewhere = any(getattr(there.config, name) != getattr(wanted, name) for name in OF_LABELED_CLIPS)
     if mine is None or mine.session != original.session or elsewhere:
         raise UserError(
             f"Session {there.name!r} is there already and no replay of {original.session!r}: choose another --name."
@@ -397,11 +397,7 @@ def used(session: Session, number: int) -> dict[str, int]:
     """How many labels a round's reward model learned from."""
     until = trained_with(session, number).last_label_id
     after = forgotten(session, until)
-
-    def counts(pair: Pair) -> bool:
-        return pair.choice in ("left", "right", "equal") and (pair.label_id or 0) > after
-
-    return {"labels": sum(counts(pair) for pair in session.pairs(labels_until=until))}
+    return {"labels": sum(p.choice in JUDGED and p.counts(after) for p in session.pairs(labels_until=until))}
 
 
 def table(compared: list[dict[str, Any]], names: Mapping[str, str]) -> Table:

@@ -48,6 +48,8 @@ class Strange(gymnasium.Env):
             obs[-1] = math.inf
         if self.fail == "shape" and self.t == 3:
             obs = obs[:1]
+        if self.fail == "info" and self.t == 3:
+            return obs, self.reward, False, False, "nothing to say"
         if self.fail == "rewards" and self.t == 3:
             return obs, np.ones(2), False, False, info
         return obs, self.reward, bool(self.end and self.t >= self.end), False, info

@@ -39,12 +39,12 @@ def test_a_snapshot_comes_back_whole(name, tmp_path):
     reward = checkpoints.new_reward_model(info, config, CPU, 3)
     reward.fit_scale(torch.randn(config.ensemble_size, 20) + 2, torch.ones(20), config.gamma)
     path = tmp_path / "r003.pt"
-    Snapshot(agent, reward, config, info, 3, last_label_id=17, global_step=4096).save(path)
+    Snapshot(agent, reward, config, info, 3, last_label_id=17, forgotten=5, global_step=4096).save(path)
     assert [p.name for p in tmp_path.iterdir()] == ["r003.pt"]  # nothing left aside
 
     torch.manual_seed(123)  # new weights would be others
     found = Snapshot.load(path)
-    assert (found.round, found.last_label_id, found.global_step) == (3, 17, 4096)
+    assert (found.round, found.last_label_id, found.forgotten, found.global_step) == (3, 17, 5, 4096)
     assert found.config == config
     assert found.info == info
     assert isinstance(found.info.obs_shape, tuple)
@@ -192,7 +192,7 @@ def test_a_reward_model_of_images_of_before_sees_what_it_saw() -> None:
 
 
 def test_open_sides_of_actions_come_back_from_json():
-    info = checkpoints.read_info({
+    info = EnvInfo.from_json({
         "kind": "classic-continuous", "obs_shape": [3], "image": False, "num_actions": None, "action_shape": [2],
         "action_low": [None, -1.0], "action_high": [3.0, None], "fps": 20.0, "max_episode_steps": None,
     })  # fmt: skip

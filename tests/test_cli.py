@@ -97,6 +97,11 @@ class Blind(Odd):
 class Strange(Odd):
     action_space = spaces.MultiDiscrete([2, 2])
 
+class Brittle(Odd):
+    def step(self, action):
+        self.steps = getattr(self, "steps", 0) + 1
+        return (*super().step(action)[:4], None if self.steps == 30 else {})
+
 class Broken(Odd):
     def reset(self, seed=None, options=None):
         raise RuntimeError("the reactor\\nis gone")
@@ -106,6 +111,7 @@ DICT = spaces.Dict(a=BOX, b=BOX)
 for name, entry, space in (
     ("Dict-v0", Odd, DICT), ("Text-v0", Odd, spaces.Text(5)), ("Blind-v0", Blind, BOX),
     ("Strange-v0", Strange, BOX), ("Broken-v0", Broken, BOX),
+    ("Brittle-v0", Brittle, BOX),
 ):
     gymnasium.register(name, entry_point=entry, max_episode_steps=10, kwargs={"space": space})
 """
@@ -126,7 +132,11 @@ HUMAN = ("--no-browser",)
         (["odd:Dict-v0", *SYNTHETIC], ["Dict observations", "FlattenObservation .*--pixels"]),
         (["odd:Text-v0", *SYNTHETIC], ["Text observations"]),
         (["odd:Strange-v0", *SYNTHETIC], ["MultiDiscrete actions"]),
-        (["odd:Broken-v0", *SYNTHETIC], ["failed at its first reset.*the reactor"]),
+        (["odd:Broken-v0", *SYNTHETIC], ["failed in reset.*the reactor"]),
+        (
+            ["odd:Brittle-v0", *SYNTHETIC, "--num-envs", "1"],
+            [r"gave an info that is no dict but NoneType\. Nothing of the session is lost: mend .*resume\.$"],
+        ),
         (["odd:Blind-v0", *HUMAN], ["no rgb_array among its render_modes"]),
         (["odd:Blind-v0", *SYNTHETIC, "--render"], ["no rgb_array"]),
         (["odd:Blind-v0", *SYNTHETIC, "--pixels"], ["no rgb_array"]),

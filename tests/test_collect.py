@@ -198,9 +198,7 @@ def test_a_cutter_takes_an_end_at_every_place():
         found = []
         for t in range(life):
             terminated = t == life - 1
-            found.append(
-                cutter.add(np.array([t]), np.array(1), 1.0, {}, np.array([t + 1]), terminated, truncated=False)
-            )
+            found.append(cutter.add(np.array([t]), np.array(1), 1.0, {}, np.array([t + 1]), terminated))
         kept = [c.segment for c in found if c is not None]
         if life < 3:
             assert [s.observations[:, 0].tolist() for s in kept] == [[min(t, life) for t in range(3)]]

@@ -20,15 +20,15 @@ from rlhf_gym.config import Config, UserError
     [
         (
             "step",
-            r"test/Strange-v0 failed in step\(.*0.*\): ZeroDivisionError: the wind has turned \(strange\.py, line \d+\)\. Nothing of the session",
+            r"test/Strange-v0 failed in step\(.*0.*\): ZeroDivisionError: the wind has turned \(strange\.py, line \d+\)",
         ),
         (
             "nan",
-            r"Strange-v0 gave an observation with NaN or infinity in it: \[.* nan\]\. Nothing of the session is lost",
+            r"Strange-v0 gave an observation with NaN or infinity in it: \[.* nan\]",
         ),
         (
             "inf",
-            r"Strange-v0 gave an observation with NaN or infinity in it: \[.* inf\]\. Nothing of the session is lost",
+            r"Strange-v0 gave an observation with NaN or infinity in it: \[.* inf\]",
         ),
         (
             "shape",
@@ -36,8 +36,9 @@ from rlhf_gym.config import Config, UserError
         ),
         (
             "rewards",
-            r"Strange-v0 gave a reward that is not one number: ValueError: .*\. Nothing of the session is lost",
+            r"Strange-v0 gave a reward that is not one number: ValueError: .*",
         ),
+        ("info", r"Strange-v0 gave an info that is no dict but str"),
     ],
 )
 def test_an_environment_that_fails_is_told_in_a_sentence(fail: str, says: str) -> None:
@@ -55,7 +56,7 @@ def test_a_later_reset_that_fails_is_told_too() -> None:
     vec.reset()
     with pytest.raises(
         UserError,
-        match=r"failed in reset\(seed=\d+\): RuntimeError: once is enough \(strange\.py, line \d+\)\. Nothing of",
+        match=r"failed in reset\(seed=\d+\): RuntimeError: once is enough \(strange\.py, line \d+\)",
     ):
         for _ in range(2):
             vec.step(np.zeros(1, np.int64))
@@ -116,7 +117,7 @@ def message(config: Config, what: Any = envs.describe) -> str:
         (Config(env_id="ALE/Pong-v5", env_kwargs={"mode": 1}), ["mode", "frameskip"]),
         (Config(env_id="ALE/Pong-v5", env_kwargs={"frameskip": [2, 5]}), ["ALE/Pong-v5", "[2, 5]"]),
         (strange(fail="init"), ["test/Strange-v0", "ValueError", "the moon is full"]),
-        (strange(fail="reset"), ["test/Strange-v0", "first reset", "no reset today"]),
+        (strange(fail="reset"), ["test/Strange-v0", "failed in reset(seed=", "no reset today"]),
         (strange(obs=spaces.Dict(a=spaces.Discrete(2))), ["Dict", "FlattenObservation", "--pixels"]),
         (strange(obs=spaces.Text(5)), ["Text", "--pixels"]),
         (strange(obs=spaces.Sequence(spaces.Discrete(2))), ["Sequence"]),

@@ -81,7 +81,7 @@ def test_the_gradient_written_out_is_that_of_the_loss(info, clip_vloss, norm_adv
     learner = VectorLearner(agent, config)
     if norm_adv:
         mb["advantages"] = (mb["advantages"] - mb["advantages"].mean()) / (mb["advantages"].std() + 1e-8)
-    told = learner.loss(mb, value_only, stats=True)
+    told = learner.backward(mb, value_only, stats=True)
     assert set(told) == set(stats)
     assert all(float(told[k]) == pytest.approx(float(stats[k].detach()), rel=1e-9) for k in stats)
     found = learner._parts(learner.grad)

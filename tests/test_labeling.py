@@ -115,8 +115,8 @@ def test_consistency_is_told_when_the_batch_is_done_and_never_before(client: Tes
         loop.session.add_label(f"l{i}", pairs[i].id, choice)
     assert client.get(API).json()["consistency"] is None
     loop.session.add_label("last", pairs[9].id, "left")
-    # mirrored: yes; the same side again: no; equal: yes; left then equal: no; a skip says nothing
-    told = {"round": 0, "agreed": 2, "repeats": 4}
+    # mirrored: yes; the same side again: no; ties and a skip say nothing
+    told = {"round": 0, "agreed": 1, "repeats": 2}
     assert client.get(API).json()["consistency"] == told
     loop.record(0, 50.0)
     assert client.get(API).json()["consistency"] == told  # while the next clips are collected

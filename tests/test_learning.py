@@ -74,6 +74,17 @@ def test_plain_ppo_keeps_the_pole_up(tmp_path, monkeypatch, capsys):
     assert str(out) in said
 
 
+def test_an_evaluation_that_fails_costs_no_training(tmp_path, monkeypatch):
+    def fails(*args, **named):
+        raise KeyboardInterrupt
+
+    out = tmp_path / "agent.pt"
+    monkeypatch.setattr(retrain, "evaluate", fails)
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        train_alone(monkeypatch, "--env-id", "CartPole-v1", "--reward", "env", "--steps", 1024, "--out", out)
+    assert Snapshot.load(out).global_step == 1024
+
+
 @pytest.mark.full
 @pytest.mark.parametrize(
     ("env_id", "steps", "enough"),

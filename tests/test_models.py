@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from rlhf_gym import models
-from rlhf_gym.checkpoints import Snapshot, new_reward_model, read_info
+from rlhf_gym.checkpoints import Snapshot, new_reward_model
 from rlhf_gym.config import Config, from_json
 from rlhf_gym.spec import EnvInfo
 from rlhf_gym.train import Agent
@@ -103,7 +103,7 @@ def test_safetensors_build_the_same_networks_again(name: str, tmp_path: Path) ->
     snapshot = snapshot_of(name)
     models.write_safetensors(snapshot, tmp_path)
     about = json.loads((tmp_path / "config.json").read_text(), parse_constant=lambda c: pytest.fail(c))
-    info, config = read_info(about["info"]), from_json(json.dumps(about["settings"]))
+    info, config = EnvInfo.from_json(about["info"]), from_json(json.dumps(about["settings"]))
     assert info == snapshot.info
     agent, reward = Agent(info, config), new_reward_model(info, config, torch.device("cpu"), 1)
     agent.load_state_dict(load_file(tmp_path / "policy.safetensors"))

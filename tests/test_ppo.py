@@ -13,7 +13,7 @@ from gymnasium import spaces
 from labelings import CPU, IMAGE, TORQUE, VECTOR, one_thread_and_a_seed
 
 from rlhf_gym import envs, fast, train
-from rlhf_gym.config import Config, resolve
+from rlhf_gym.config import Config, UserError, resolve
 from rlhf_gym.envs import EnvInfo, Envs
 from rlhf_gym.episodes import EpisodeTracker
 from rlhf_gym.retrain import TrueReward
@@ -324,6 +324,13 @@ def test_the_true_reward_is_scaled_by_the_spread_of_the_return():
     returns = [1.0, -1.0, 2.5, -0.5, 4.0, 5.75]  # env 0 began anew after its second step
     TrueReward(config)(roll, rewards)
     assert torch.allclose(roll.rewards, torch.as_tensor(rewards / np.std(returns), dtype=torch.float32), rtol=1e-4)
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_a_true_reward_that_is_no_number_is_refused_before_it_spoils_the_agent(wrong):
+    roll = made_rollout([0, 0], [0, 0], [0, 0])
+    with pytest.raises(UserError, match="a true reward that is NaN or infinite: mend it, or learn from labels"):
+        TrueReward(Config(num_envs=1))(roll, np.array([[1.0], [wrong]], np.float32))
 
 
 def test_the_tracker_adds_up_whole_episodes():

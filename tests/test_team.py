@@ -156,7 +156,7 @@ def config_of(env_id: str) -> Config:
 
 
 def mean_rank(team: Team) -> float:
-    return float(team.mean(torch.tensor(float(team.rank))))
+    return float(team.all_reduce_mean(torch.tensor(float(team.rank))))
 
 
 def test_the_mean_of_a_number_is_the_same_for_all(tmp_path: Path) -> None:
@@ -230,13 +230,13 @@ def broken(team: Team) -> str:
     def score(_roll: Rollout, _true_rewards: Any) -> Any:
         raise Enough
 
-    team.share = lambda thing=None: thing  # type: ignore[method-assign]  # the others hear of nothing
+    team.broadcast = lambda thing=None: thing  # type: ignore[method-assign]  # the others hear of nothing
     with pytest.raises(Enough):
         team.run(train_agent, agent, score, config, CPU, steps=64, seed_path=(1,))
     with pytest.raises(UserError) as error:
         team.run(train_agent, agent, score, config, CPU, steps=64, seed_path=(1,))
     team.busy = False
-    del team.share
+    del team.broadcast
     return str(error.value)
 
 

@@ -357,34 +357,56 @@ def changed_mind(tmp_path: Path) -> Iterator[Session]:
     session.close()
 
 
-@pytest.mark.parametrize(("more", "ties", "goes_on"), [(0, False, False), (10, False, True), (10, True, False)])
-def test_a_reward_model_does_not_go_on_from_what_was_forgotten(
-    more: int, ties: bool, goes_on: bool, changed_mind: Session, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """But from one that has learned since then it does. A batch of ties has left it as it was."""
-    seen, pairs = changed_mind.wishes().forgotten + more, changed_mind.pairs()
-    if ties:
-        for n in range(60, 90):
-            changed_mind.add_label(f"tie{n}", pairs[n].id, "equal")
-        seen = changed_mind.last_label_id()
-        changed_mind.add_label("last", pairs[89].id, "left")
-    config, info = dataclasses.replace(changed_mind.config, reward_init="previous"), envs.describe(changed_mind.config)
-    agent, model = new_agent(info, config, CPU), new_reward_model(info, config, CPU, 5)
-    Snapshot(agent, model, config, info, START, seen).save(changed_mind.checkpoint(START))
-    whole = loop.Loop(
-        changed_mind, config, info, CPU, Monitor(changed_mind, Console(quiet=True)), Control(changed_mind, None), None
-    )
-
-    def begins(model: RewardModel, *args: Any, **named: Any) -> None:
-        begun.append(model.weights[0].detach().clone())
-        raise KeyboardInterrupt
-
-    begun: list[torch.Tensor] = []
-    monkeypatch.setattr(loop, "train_reward", begins)
-    with pytest.raises(KeyboardInterrupt):
-        loop.fit_reward(whole, Where(0, 0, "train_reward", 90, 90))
+def fit_reward_of(session: Session, trained_after: int, model: RewardModel) -> dict[str, Any]:
+    """What train_reward leaves to train_agent, where the round before has `model`, trained after so many labels."""
+    config, info = dataclasses.replace(session.config, reward_init="previous"), envs.describe(session.config)
+    before = Snapshot(new_agent(info, config, CPU), model, config, info, START, 60, trained_after)
+    before.save(session.checkpoint(START))
+    whole = loop.Loop(session, config, info, CPU, Monitor(session, Console(quiet=True)), Control(session, None), None)
+    loop.fit_reward(whole, Where(0, 0, "train_reward", 90, 90))
     whole.monitor.close()
-    assert torch.equal(begun[0], model.weights[0]) == goes_on
+    return load_state(session.partial(0, "train_agent"))
+
+
+@pytest.mark.parametrize("anew", [False, True])
+def test_a_reward_model_does_not_go_on_from_what_was_forgotten(
+    anew: bool, changed_mind: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But from one that has learned since then it does."""
+    begun: list[torch.Tensor] = []
+
+    def begins(model: RewardModel, labels: Labels, *args: Any, **named: Any) -> dict[str, float]:
+        begun.append(model.weights[0].detach().clone())
+        model.scale.fill_(1.0)
+        labels.logits = torch.zeros(model.members, len(labels.pairs))
+        return {}
+
+    monkeypatch.setattr(loop, "train_reward", begins)
+    forgotten = changed_mind.wishes().forgotten
+    model = new_reward_model(envs.describe(changed_mind.config), changed_mind.config, CPU, 5)
+    left = fit_reward_of(changed_mind, 0 if anew else forgotten, model)
+    assert torch.equal(begun[0], model.weights[0]) != anew
+    assert left["forgotten"] == forgotten > 0
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_labels_that_tell_nothing_do_not_bring_back_what_was_forgotten(
+    ties: bool, changed_mind: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether all are ties, or no member has drawn the one that is not: the agent keeps the reward model of before."""
+    if ties:
+        for n, pair in enumerate(changed_mind.pairs()[60:]):
+            changed_mind.add_label(f"tie{n}", pair.id, "equal")
+
+    def teaches_nothing(model: RewardModel, labels: Labels, *args: Any, **named: Any) -> dict[str, float]:
+        model.scale.zero_()
+        labels.logits = torch.zeros(model.members, len(labels.pairs))
+        return {}
+
+    monkeypatch.setattr(loop, "train_reward", teaches_nothing)
+    model = new_reward_model(envs.describe(changed_mind.config), changed_mind.config, CPU, 5)
+    left = fit_reward_of(changed_mind, 0, model)
+    assert (left["reward"], left["forgotten"]) == ({}, 0)
 
 
 def test_old_labels_outweigh_new_ones_until_they_are_set_aside(changed_mind: Session) -> None:

@@ -241,7 +241,7 @@ def test_a_mistake_gets_one_sentence_and_leaves_nothing(cwd: Path, args: list[st
 
 
 def test_every_fixed_setting_may_change_or_is_refused() -> None:
-    assert set(whatif.KEPT) == {
+    assert set(whatif.OF_LABELED_CLIPS) == {
         "env_id", "env_kwargs", "pixels", "episode_ends", "frameskip", "repeat_action_probability", "frame_stack", "image_size",
     }  # fmt: skip
     assert set(whatif.MAY_CHANGE) < set(FIXED)

@@ -26,7 +26,7 @@ import tyro
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 sys.path.remove(str(Path(__file__).resolve().parent))  # Python has a module `profile`, too
 
-from rlhf_gym import arguments, catalog, checkpoints, collect, envs, running
+from rlhf_gym import arguments, catalog, checkpoints, collect, envs
 from rlhf_gym.checkpoints import Snapshot
 from rlhf_gym.config import Config, Settings, UserError, resolve
 from rlhf_gym.labels import Labels
@@ -104,7 +104,7 @@ class Bench:
 
     def collect_seconds(self, config: Config) -> float:
         with tempfile.TemporaryDirectory() as directory:
-            session = catalog.create_session(Path(directory), "growth", config, info=running.as_json(self.info))
+            session = catalog.create_session(Path(directory), "growth", config, info=self.info.as_json())
             began = time.perf_counter()
             collect.collect(session, self.snapshot(config), config, self.info, 0, 0, lambda n, of: None)
             seconds = time.perf_counter() - began

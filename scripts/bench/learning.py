@@ -33,7 +33,7 @@ if (here := str(Path(__file__).resolve().parent)) in sys.path:
     sys.path.remove(here)  # Python has a module `profile`, too
 from rich.console import Console
 
-from rlhf_gym import arguments, catalog, checkpoints, envs, evaluate, labelers, loop, retrain, running, train
+from rlhf_gym import arguments, catalog, checkpoints, envs, evaluate, labelers, loop, retrain, train
 from rlhf_gym.config import Config, Settings, UserError, resolve
 from rlhf_gym.monitor import Monitor
 from rlhf_gym.seeds import PHASE_SEED
@@ -93,7 +93,7 @@ def run(job: Job) -> dict[str, Any]:
 
 def run_session(task: Task, config: Config, info: envs.EnvInfo) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as directory:
-        session = catalog.create_session(Path(directory), "bench", config, info=running.as_json(info))
+        session = catalog.create_session(Path(directory), "bench", config, info=info.as_json())
         began = time.monotonic()
         loop.run(session, config, info, Monitor(session, Console(file=io.StringIO())))
         seconds = time.monotonic() - began

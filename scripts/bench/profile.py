@@ -31,7 +31,7 @@ sys.path.remove(str(Path(__file__).resolve().parent))  # Python has a module `pr
 
 from rich.console import Console
 
-from rlhf_gym import arguments, catalog, config, envs, loop, running
+from rlhf_gym import arguments, catalog, config, envs, loop
 from rlhf_gym.config import Config, Settings, UserError, resolve
 from rlhf_gym.episodes import PARTS
 from rlhf_gym.monitor import Monitor
@@ -97,7 +97,7 @@ def main() -> None:
     settings = settings_of(command, arguments.explicit(command.settings, args))
     info = envs.describe(settings)
     with tempfile.TemporaryDirectory() as directory:
-        session = catalog.create_session(Path(directory), "profile", settings, info=running.as_json(info))
+        session = catalog.create_session(Path(directory), "profile", settings, info=info.as_json())
         monitor = Clocked(session)
         loop.run(session, settings, info, monitor)
         device = loop.checkpoints.pick_device(settings, info)
