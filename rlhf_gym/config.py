@@ -140,6 +140,8 @@ class Settings:
     """Give the agent observations of running mean zero and variance one; of images, each pixel."""
     soften_policy: float = 1.0
     """Factor on the policy's last layer at the start of each round after the first; below 1 it tries more things."""
+    soften_fades: bool = False
+    """Soften less from round to round: by --soften-policy after the first round, then by its square root, and so on."""
     keep_better: bool = True
     """Keep the agent of before where the reward model clearly likes it better than the one just trained (vectors)."""
     value_warmup_iterations: int = 2
@@ -200,7 +202,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         normalize_obs=True,  # else the ball is lost in what never moves
         reward_learning_rate=3e-4, reward_batch_pairs=16, reward_steps=600, reward_epochs=100, reward_clip_steps=8,
         reward_init="previous", reward_weight_decay=1e-2, reward_sees_action=False,
-        soften_policy=0.1,  # what the first, mistaken rewards taught is not tried out of it again (docs/benchmarks.md)
+        # what the first, mistaken rewards taught is not tried out of it again; later ones are better
+        soften_policy=0.1, soften_fades=True,
     ),
     "pixels": dict(
         agent_steps_per_round=20_000, pairs_per_round=20, learning_rate=5e-4, clip_vloss=False, normalize_obs=True,

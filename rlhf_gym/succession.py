@@ -30,6 +30,11 @@ SECONDS = 30.0  # for both agents
 SURE = 2.0  # standard errors by which the agent of before must be liked better
 
 
+def softness(config: Config, number: int) -> float:
+    """The factor for `soften` at the start of that round, 1 or later; the n-th root of --soften-policy if it fades."""
+    return config.soften_policy ** (1 / number if config.soften_fades else 1)
+
+
 def soften(agent: Agent, factor: float) -> None:
     """Makes the policy more random, in place: its last layer times `factor`, and a standard deviation of one at least.
 

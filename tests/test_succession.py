@@ -262,6 +262,21 @@ def test_longer_asked_for_while_both_are_compared_is_heard(at_round_one: Any, mo
     assert Snapshot.load(session.checkpoint(1)).global_step == 2048
 
 
+@pytest.mark.parametrize(("fades", "factors"), [(False, [0.1, 0.1, 0.1]), (True, [0.1, 0.1**0.5, 0.1**0.25])])
+def test_softening_fades_from_round_to_round(fades: bool, factors: list[float]) -> None:
+    config = Config(soften_policy=0.1, soften_fades=fades)
+    assert [succession.softness(config, number) for number in (1, 2, 4)] == pytest.approx(factors)
+
+
+def test_a_round_is_softened_by_as_much_as_its_number_says(at_round_one: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, whole, _ = at_round_one
+    given: list[float] = []
+    monkeypatch.setattr(succession, "softness", lambda config, number: 0.1 + number)
+    monkeypatch.setattr(succession, "soften", lambda agent, factor: given.append(factor))
+    loop.fit_agent(whole, Where(1, 0, "train_agent", 0, 0))
+    assert given == [1.1]
+
+
 def test_a_softened_round_that_was_killed_ends_as_one_that_was_not(
     at_round_one: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
