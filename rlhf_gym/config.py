@@ -163,7 +163,7 @@ class Settings:
     checkpoint_iterations: int = 0
     """Iterations between in-phase checkpoints of train_agent; 0 means measured at the start, at most 60 s apart."""
     eval_episodes: int = 10
-    """Episodes of the evaluation after each round (at most 30 s, then they are cut)."""
+    """Episodes of the evaluation after each round (none begins after 30 s, and after two minutes they are cut)."""
 
 
 @dataclass(frozen=True)

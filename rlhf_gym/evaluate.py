@@ -25,6 +25,7 @@ from rlhf_gym.verdicts import video_fps, video_stride
 
 STEP_CAP = 27_000  # of an episode; Atari's own limit of 108,000 frames
 EVAL_ENVS = 8
+PATIENCE = 4  # times as long as episodes begin the last of them may take
 
 
 def plays_greedily(info: EnvInfo) -> bool:
@@ -110,8 +111,8 @@ def play_episodes(
         greedy: the likeliest actions; None means as `plays_greedily` says.
         score: also score each whole episode.
         clock: gives the seconds that count for max_seconds.
-        max_seconds: no episode begins after half of them, and those under way are cut at the end and count as they
-            stand: to leave them out would leave out the long ones.
+        max_seconds: no episode begins after so many. Those under way then have three times as long again before they are
+            cut and count as they stand: to leave them out would leave out the long ones.
     """
     greedy = plays_greedily(info) if greedy is None else greedy
     seed_path = (config.seed, PHASE_SEED["record"])  # the same episodes for every round
@@ -136,11 +137,11 @@ def play_episodes(
                     continue
                 scorer.add(i, obs[i], actions[i], step)
                 over = bool(step.terminated[i] or step.truncated[i])
-                cut = lengths[i] >= step_cap or spent > max_seconds
+                cut = lengths[i] >= step_cap or spent > PATIENCE * max_seconds
                 if over or cut:
                     capped += not over
                     results.append((float(returns[i]), int(lengths[i]), scorer.take(i)))
-                    last = not over or spent > max_seconds / 2  # an episode without an end is played once
+                    last = not over or spent > max_seconds  # an episode without an end is played once
                     share[i] = 0 if last else share[i] - 1
                 if over:
                     returns[i], lengths[i] = 0.0, 0

@@ -137,8 +137,9 @@ def test_truncated_is_an_end():
 @pytest.mark.parametrize(
     ("lives", "seconds", "episodes", "mean", "capped"),
     [
-        ((10,), 25.5, 16, 10, 0),  # two rounds of eight are done
-        ((100,), 25.5, 8, 26, 8),  # none is: what has been played so far counts, of all eight
+        ((10,), 25.5, 24, 10, 0),  # three rounds of eight: the third began in time
+        ((100,), 25.5, 8, 100, 0),  # one, which ends in time
+        ((200,), 25.5, 8, 103, 8),  # none does: what has been played so far counts, of all eight
     ],
 )
 def test_the_clock_ends_an_evaluation(lives, seconds, episodes, mean, capped):
@@ -152,7 +153,7 @@ def test_where_time_is_short_long_episodes_count_as_well():
     """Else an agent that holds out longer looks no better: the first that lose are all that is counted."""
     ticks = iter(range(10**6))
     agent, config, info = made(env_kwargs={"lives": (20, 99)})
-    result = evaluate.evaluate(agent, config, info, 0, 100, max_seconds=25.5, clock=lambda: float(next(ticks)))
+    result = evaluate.evaluate(agent, config, info, 0, 100, max_seconds=6.4, clock=lambda: float(next(ticks)))
     lives = first_lives(config, [1] * 8)
     assert set(lives) == {20, 99}
     assert (result["episodes"], result["capped"]) == (8, lives.count(99))
