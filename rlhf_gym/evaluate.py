@@ -111,8 +111,8 @@ def play_episodes(
         greedy: the likeliest actions; None means as `plays_greedily` says.
         score: also score each whole episode.
         clock: gives the seconds that count for max_seconds.
-        max_seconds: no episode begins after so many. Those under way then have three times as long again before they are
-            cut and count as they stand: to leave them out would leave out the long ones.
+        max_seconds: no episode begins after so many. Those under way then have three times as long again, before they
+            are cut and count as they stand: to leave them out would leave out the long ones.
     """
     greedy = plays_greedily(info) if greedy is None else greedy
     seed_path = (config.seed, PHASE_SEED["record"])  # the same episodes for every round
