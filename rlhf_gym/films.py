@@ -145,7 +145,7 @@ def cast_rounds(session: Session, warn: Callable[[str], None]) -> list[Cast]:
         notes = [f"{labels:,} label{'' if labels == 1 else 's'}"]
         if (mean := returns.get(number)) is not None:
             notes.append(f"true return {number_text(mean)}")
-        title = "start" if number == START else f"round {number}"
+        title = "untrained" if number == START else f"round {number}"
         casts.append(Cast(snapshot.agent, snapshot.config, title, ", ".join(notes), episode_seed(snapshot.config)))
     return casts
 

@@ -28,7 +28,7 @@ from rlhf_gym.faults import KEPT
 from rlhf_gym.files import replace as replace_file
 from rlhf_gym.labels import load_labels
 from rlhf_gym.live import Live
-from rlhf_gym.monitor import Monitor, clock
+from rlhf_gym.monitor import Monitor, in_words
 from rlhf_gym.seeds import PHASE_SEED
 from rlhf_gym.segments import Segment, load_clip, save_segment
 from rlhf_gym.store import START, TRAINING, Pair, Session, Where
@@ -179,7 +179,7 @@ def prepare(loop: Loop) -> None:
         session.write_config(loop.config, seconds_per_iteration=seconds)
         iterations = math.ceil(config.agent_steps_per_round / (config.num_envs * config.num_steps))
         loop.monitor.say(
-            f"{config.env_id} on {loop.device}: about {clock(iterations * seconds)} of agent training a round, "
+            f"{config.env_id} on {loop.device}: about {in_words(iterations * seconds)} of agent training a round, "
             f"{config.pairs_per_round} pairs to label, about {megabytes_per_round(loop):.0f} MB of disk."
         )
 

@@ -29,6 +29,13 @@ SHORT = {  # names on the line, in this order
 }
 
 
+def in_words(seconds: float) -> str:
+    """50 -> 50 s, 2446 -> 41 min, 6000 -> 1.7 h"""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
+
+
 def clock(seconds: float) -> str:
     """125 -> 2:05"""
     whole = round(seconds)
@@ -137,7 +144,9 @@ class Monitor:
 
     def line(self) -> str:
         """round 2 train_agent 40,960/50,000 | predicted 0.83 | true 412.0 | 9,812 steps/s | eta 0:01"""
-        parts = [f"round {'start' if self.round < 0 else self.round} {self.name} {self.done:,}/{self.total:,}"]
+        parts = [
+            f"{'untrained agent' if self.round < 0 else f'round {self.round}'} {self.name} {self.done:,}/{self.total:,}"
+        ]
         parts += [f"{short} {self.numbers[n]:.4g}" for n, short in SHORT.items() if n in self.numbers]
         if self.name == "train_agent" and (speed := self.speed()):
             parts.append(f"{speed:,.0f} {self.unit}/s")

@@ -192,6 +192,7 @@ def run_loop(
     from rlhf_gym.envs import EnvironmentFault
     from rlhf_gym.store import Busy
 
+    done_before = session.where().phase == "finished"
     console = Console(stderr=True, width=None if sys.stderr.isatty() else 200)  # logs are not wrapped
     try:
         with session.lock():  # at once, so that the page does not say that nothing runs
@@ -205,6 +206,8 @@ def run_loop(
             monitor = Monitor(session, console)
             with Watchdog(monitor.warn):
                 loop.run(session, config, info, monitor, since, team)
+        if server is None and not done_before:
+            say(f"All rounds are done. See the agent: {program()} watch {session.name}{data_dir_flag(session)}")
         while server is not None:
             say("All rounds are done. The pages stay up until Ctrl-C, and more rounds can be asked for there.")
             wait_for_more(session)

@@ -5,6 +5,7 @@ Nothing here imports torch.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib
 import json
@@ -81,19 +82,29 @@ def find_spec(env_id: str) -> gymnasium.envs.registration.EnvSpec:
     try:
         return gymnasium.spec(name)
     except gymnasium.error.Error:
+        with contextlib.suppress(ImportError):  # then Atari's names are not on offer
+            import ale_py  # importing it registers its games, those of old names, too
+
+            gymnasium.register_envs(ale_py)
+    try:
+        return gymnasium.spec(name)
+    except gymnasium.error.Error:
         near = difflib.get_close_matches(name, _known_ids(), n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}?" if near else "write it like CartPole-v1 or my_module:MyEnv-v0."
         raise UserError(f"There is no environment {env_id!r}: {hint}") from None
 
 
 def _known_ids() -> list[str]:
-    try:
-        import ale_py  # importing it registers its games
-
-        gymnasium.register_envs(ale_py)
-    except ImportError:
-        pass  # then Atari's names are not on offer
-    return sorted({*gymnasium.registry, DOT_ID})
+    """What is worth suggesting: of each name the newest version, of Atari ALE/…-v5, and nothing that needs jax."""
+    newest: dict[tuple[str | None, str], gymnasium.envs.registration.EnvSpec] = {}
+    for spec in gymnasium.registry.values():
+        of_ale = str(spec.entry_point).startswith("ale_py")
+        if spec.namespace in ("phys2d", "tabular") or (of_ale and spec.namespace != "ALE"):
+            continue
+        known = newest.setdefault((spec.namespace, spec.name), spec)
+        if (spec.version or 0) > (known.version or 0):
+            newest[spec.namespace, spec.name] = spec
+    return sorted({*(spec.id for spec in newest.values()), DOT_ID})
 
 
 def said(error: BaseException) -> str:

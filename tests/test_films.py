@@ -156,14 +156,14 @@ def test_the_cast_of_a_session_is_all_of_its_rounds(whole: Path, tmp_path: Path)
     shutil.copytree(whole / "data", tmp_path / "data")
     session, said = Session(tmp_path / "data" / "one"), []
     cast = films.cast_rounds(session, said.append)
-    assert [c.title for c in cast] == ["start", "round 0", "round 1"]
+    assert [c.title for c in cast] == ["untrained", "round 0", "round 1"]
     assert [c.note.partition(", ")[0] for c in cast] == ["0 labels", "6 labels", "12 labels"]
     assert all("true return" in c.note for c in cast)
     assert len({c.seed for c in cast}) == 1
     path = session.checkpoint(1)
     newest = films.newest_judge(session)
     path.write_bytes(path.read_bytes()[:-1])
-    assert [c.title for c in films.cast_rounds(session, said.append)] == ["start", "round 0"]
+    assert [c.title for c in films.cast_rounds(session, said.append)] == ["untrained", "round 0"]
     assert len(said) == 1
     assert "left out" in said[0]
     older = films.newest_judge(session)

@@ -58,7 +58,8 @@ export class Watch {
       this.#command(`${state.resume} --rounds ${2 * count}`);
     } else if (state.view === "label") {
       const left = state.pairs - state.labeled;
-      const lead = state.running ? "Go back to them whenever you like." : "Nothing trains now; your labels are kept. To go on:";
+      const back = `Go back to ${left === 1 ? "it" : "them"} whenever you like.`;
+      const lead = state.running ? back : "Nothing trains now; your labels are kept. To go on:";
       this.#say(left === 1 ? "One pair waits for you" : `${left} pairs wait for you`, lead);
       this.#command(state.running ? "" : state.resume);
     } else if (state.view === "paused") {
@@ -116,9 +117,9 @@ export class Watch {
     $("consistency").hidden = !consistency;
     if (!consistency) return;
     const { agreed, repeats } = consistency;
-    const came = repeats === 1 ? "One pair came twice" : `${repeats} pairs came twice`;
-    const chosen = `${came}, sides swapped, and got a better one each time`;
-    $("consistency").textContent = `${chosen}: you agreed with yourself in ${agreed} of ${repeats}.`;
+    const pairs = repeats === 1 ? "One pair" : `${repeats} pairs`;
+    const came = `${pairs} in which you chose a clip came again, sides swapped`;
+    $("consistency").textContent = `${came}: you agreed with yourself in ${agreed} of ${repeats}.`;
   }
 
   /** While it is trained: the agent as it is now, beside the round before. Else the newest there is. */
