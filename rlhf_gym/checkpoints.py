@@ -135,15 +135,15 @@ class Snapshot:
     info: EnvInfo
     round: int
     last_label_id: int = 0  # the newest label row the reward model has seen
-    forgotten: int = 0  # label rows up to this one had no part in its weights
     global_step: int = 0  # steps of training behind the agent, over all rounds
+    forgotten: int = 0  # label rows up to this one had no part in the reward model's weights
 
     def save(self, path: Path) -> None:
         meta: dict[str, Any] = {
             "round": self.round,
             "last_label_id": self.last_label_id,
-            "forgotten": self.forgotten,
             "global_step": self.global_step,
+            "forgotten": self.forgotten,
         }
         meta |= {"config": cfg.to_json(self.config), "info": asdict(self.info)}
         reward = self.reward.state_dict() if self.reward is not None else {}
@@ -174,7 +174,7 @@ class Snapshot:
             if state["reward"]:
                 reward = new_reward_model(info, config, torch.device(device), meta["round"])
                 load_reward(reward, state["reward"])
-            seen = (meta["last_label_id"], meta.get("forgotten", 0))  # which was not noted before
-            return Snapshot(agent, reward, config, info, meta["round"], *seen, meta["global_step"])
+            seen = {"last_label_id": meta["last_label_id"], "forgotten": meta.get("forgotten", 0)}  # not noted before
+            return Snapshot(agent, reward, config, info, meta["round"], global_step=meta["global_step"], **seen)
         except (KeyError, TypeError, RuntimeError) as error:  # a missing part, another shape
             raise UserError(f"{path} is no checkpoint of this version of rlhf-gym ({one_line(error)}).") from None

@@ -383,8 +383,8 @@ def fit_agent(loop: Loop, where: Where) -> None:
             loop.monitor.say(told)
     global_step = before.global_step + state["steps"]
     loop.control.check()  # the last moment at which another plan for this round can be heard
-    seen = (state["last_label_id"], state["forgotten"])
-    snapshot = Snapshot(before.agent, model, config, loop.info, number, *seen, global_step)
+    seen = {name: state[name] for name in ("last_label_id", "forgotten")}
+    snapshot = Snapshot(before.agent, model, config, loop.info, number, global_step=global_step, **seen)
     snapshot.save(session.checkpoint(number))
     partial.unlink(missing_ok=True)
 

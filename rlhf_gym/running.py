@@ -192,9 +192,9 @@ def run_loop(
     from rlhf_gym.envs import EnvironmentFault
     from rlhf_gym.store import Busy
 
-    done_before = session.where().phase == "finished"
     console = Console(stderr=True, width=None if sys.stderr.isatty() else 200)  # logs are not wrapped
     try:
+        done_before = session.where().phase == "finished"
         with session.lock():  # at once, so that the page does not say that nothing runs
             since = session.wishes().last
             if server is not None:

@@ -79,27 +79,35 @@ def find_spec(env_id: str) -> gymnasium.envs.registration.EnvSpec:
             raise UserError(
                 f"{env_id} needs the module {module!r}, which cannot be imported from {os.getcwd()}: {said(error)}"
             ) from error
-    try:
-        return gymnasium.spec(name)
-    except gymnasium.error.Error:
+    if name not in gymnasium.registry:
         with contextlib.suppress(ImportError):  # then Atari's names are not on offer
             import ale_py  # importing it registers its games, those of old names, too
 
             gymnasium.register_envs(ale_py)
     try:
-        return gymnasium.spec(name)
+        spec = gymnasium.spec(name)
     except gymnasium.error.Error:
         near = difflib.get_close_matches(name, _known_ids(), n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}?" if near else "write it like CartPole-v1 or my_module:MyEnv-v0."
         raise UserError(f"There is no environment {env_id!r}: {hint}") from None
+    if old_atari(spec):
+        games = {s.kwargs.get("game"): s.id for s in gymnasium.registry.values() if s.namespace == "ALE"}
+        raise UserError(
+            f"{env_id} is an old name of an Atari game: use {games.get(spec.kwargs.get('game'), 'ALE/…-v5')} (with "
+            "--repeat-action-probability 0 its actions do not stick)."
+        )
+    return spec
+
+
+def old_atari(spec: gymnasium.envs.registration.EnvSpec) -> bool:
+    return str(spec.entry_point).startswith("ale_py") and spec.namespace != "ALE"
 
 
 def _known_ids() -> list[str]:
-    """What is worth suggesting: of each name the newest version, of Atari ALE/…-v5, and nothing that needs jax."""
+    """What is worth suggesting: of each name the newest version, and nothing that needs jax or shimmy."""
     newest: dict[tuple[str | None, str], gymnasium.envs.registration.EnvSpec] = {}
     for spec in gymnasium.registry.values():
-        of_ale = str(spec.entry_point).startswith("ale_py")
-        if spec.namespace in ("phys2d", "tabular") or (of_ale and spec.namespace != "ALE"):
+        if spec.namespace in ("phys2d", "tabular") or spec.name.startswith("GymV2") or old_atari(spec):
             continue
         known = newest.setdefault((spec.namespace, spec.name), spec)
         if (spec.version or 0) > (known.version or 0):

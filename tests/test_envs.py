@@ -213,10 +213,6 @@ def test_describe(env_id, settings, expected):
     assert (i.kind, i.obs_shape, i.num_actions, i.fps, i.max_episode_steps) == expected
 
 
-def test_old_names_of_atari_games_are_found_too():
-    assert envs.describe(Config(env_id="PongNoFrameskip-v4")).image
-
-
 def test_discrete_observations_are_one_hot():
     obs = envs.Envs(Config(env_id="FrozenLake-v1"), 2, (0,)).reset()
     assert obs.tolist() == [[1.0] + [0.0] * 15] * 2

@@ -360,7 +360,7 @@ def changed_mind(tmp_path: Path) -> Iterator[Session]:
 def fit_reward_of(session: Session, trained_after: int, model: RewardModel) -> dict[str, Any]:
     """What train_reward leaves to train_agent, where the round before has `model`, trained after so many labels."""
     config, info = dataclasses.replace(session.config, reward_init="previous"), envs.describe(session.config)
-    before = Snapshot(new_agent(info, config, CPU), model, config, info, START, 60, trained_after)
+    before = Snapshot(new_agent(info, config, CPU), model, config, info, START, 60, forgotten=trained_after)
     before.save(session.checkpoint(START))
     whole = loop.Loop(session, config, info, CPU, Monitor(session, Console(quiet=True)), Control(session, None), None)
     loop.fit_reward(whole, Where(0, 0, "train_reward", 90, 90))
