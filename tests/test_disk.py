@@ -113,7 +113,7 @@ def test_candidates_of_pong_take_no_more_than_their_frames() -> None:
     frames = np.random.default_rng(0).integers(0, 255, (20, 84, 84), np.uint8)
     cutter.reset(1)
     found = [
-        cutter.add(frames[t : t + 4].copy(), np.int64(0), 0.0, {"lives": 0.0}, frames[t + 1 : t + 5], False, False)
+        cutter.add(frames[t : t + 4].copy(), np.int64(0), 0.0, {"lives": 0.0}, frames[t + 1 : t + 5], False)
         for t in range(10)
     ]
     segments = [c.segment for c in found if c is not None]

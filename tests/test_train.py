@@ -208,9 +208,7 @@ def test_a_clips_reward_is_the_sum_of_ppos_rewards_over_the_same_steps(env_id):
     segments, expected, ended = {}, {}, 0
     for t, (actions, step) in enumerate(vec.steps):
         obs = roll.obs[t, 0].numpy()
-        found = cutter.add(
-            obs, actions[0], 0.0, {}, step.final_obs[0], bool(step.terminated[0]), bool(step.truncated[0])
-        )
+        found = cutter.add(obs, actions[0], 0.0, {}, step.final_obs[0], bool(step.terminated[0]))
         if found is not None:
             missing = int(found.segment.absorbing.sum())
             begin = t + 1 - (16 - missing)
