@@ -299,6 +299,27 @@ def test_the_left_hand_set_and_a_key_of_ones_own(page: Any, serve: Any, make_ses
     assert page.locator("#menu").is_visible()
 
 
+def test_a_tablet_shows_its_keys_once_one_is_pressed(browser: Any, serve: Any, make_session: Any) -> None:
+    loop, server = make_session(pairs=2), serve()
+    context = browser.new_context(viewport={"width": 1180, "height": 820}, has_touch=True, is_mobile=True)
+    with contextlib.closing(context):
+        tablet = context.new_page()
+        tablet.goto(server.page("cartpole-1"))
+        shown(tablet)
+        assert tablet.evaluate("matchMedia('(hover: none)').matches")
+        assert tablet.locator(".choices kbd:visible").count() == 0
+        tablet.keyboard.press(".")  # one frame on
+        assert tablet.locator(".choices kbd:visible").all_inner_texts() == ["←", "↑", "↓", "→"]
+        tablet.keyboard.press("?")
+        assert tablet.locator(".keys-help").is_visible()
+        assert "Backspace takes the last label back" in " ".join(tablet.inner_text(".keys-help").split())
+        tablet.keyboard.press("Escape")
+        press(tablet, "ArrowRight")
+        press(tablet, "Backspace")
+        press(tablet, "ArrowLeft")
+        wait_for(lambda: loop.labels(0) == ["left", None])
+
+
 # ---------------------------------------------------------------------------------------------- swipes
 
 

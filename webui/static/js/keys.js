@@ -95,6 +95,7 @@ export class Keys {
       const what = ACTIONS.find(({ does }) => this.key(does) === key)?.does ?? ALWAYS[key];
       if (!what || !takes(what)) return;
       event.preventDefault(); // arrows scroll, Backspace goes back
+      document.documentElement.classList.add("keyboard"); // a tablet may have one, and says so only now
       if (event.repeat && !MAY_REPEAT.has(what)) return;
       act(what, event.shiftKey);
     });
