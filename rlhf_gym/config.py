@@ -138,6 +138,8 @@ class Settings:
     """Width of the two hidden layers of a vector agent."""
     normalize_obs: bool = False
     """Give the agent observations of running mean zero and variance one; of images, each pixel."""
+    initial_std: float = 1.0
+    """Standard deviation of an untrained policy's continuous actions, which live in [-1, 1]; a softened one's at least."""
     soften_policy: float = 1.0
     """Factor on the policy's last layer at the start of each round after the first; below 1 it tries more things."""
     soften_fades: bool = False
@@ -232,8 +234,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "gamma": (0, 0.99999), "gae_lambda": (0, 1), "num_minibatches": (1, 10**5), "update_epochs": (1, 1000),
     "clip_coef": (1e-4, 10), "target_kl": (0, 100), "ent_coef": (0, 10), "vf_coef": (0, 100),
     "max_grad_norm": (1e-6, 1e6),
-    "hidden_size": (1, 8192), "soften_policy": (0, 1), "value_warmup_iterations": (0, 10_000), "frameskip": (1, 60),
-    "repeat_action_probability": (0, 1), "noop_max": (0, 1000), "frame_stack": (1, 16), "image_size": (36, 512),
+    "hidden_size": (1, 8192), "initial_std": (1e-3, 10), "soften_policy": (0, 1), "value_warmup_iterations": (0, 10_000),
+    "frameskip": (1, 60), "repeat_action_probability": (0, 1), "noop_max": (0, 1000), "frame_stack": (1, 16), "image_size": (36, 512),
     "checkpoint_iterations": (0, 10**9), "eval_episodes": (1, 100_000),
 }  # fmt: skip
 

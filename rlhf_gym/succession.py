@@ -35,8 +35,8 @@ def softness(config: Config, number: int) -> float:
     return config.soften_policy ** (1 / number if config.soften_fades else 1)
 
 
-def soften(agent: Agent, factor: float) -> None:
-    """Makes the policy more random, in place: its last layer times `factor`, and a standard deviation of one at least.
+def soften(agent: Agent, factor: float, std: float) -> None:
+    """Makes the policy more random, in place: its last layer times `factor`, and a standard deviation of `std` at least.
 
     What lies below that layer stays, and so does the value.
     """
@@ -47,7 +47,7 @@ def soften(agent: Agent, factor: float) -> None:
         last.weight *= factor
         last.bias *= factor
         if not agent.discrete:
-            agent.log_std.clamp_(min=0.0)
+            agent.log_std.clamp_(min=math.log(std))
 
 
 class Trial:

@@ -80,7 +80,7 @@ class Agent(nn.Module):
             sizes = (int(np.prod(info.obs_shape)), config.hidden_size)
             self.actor, self.critic = self._mlp(*sizes, outputs, 0.01), self._mlp(*sizes, 1, 1.0)
         if not self.discrete:
-            self.log_std = nn.Parameter(torch.zeros(outputs))
+            self.log_std = nn.Parameter(torch.full((outputs,), math.log(config.initial_std)))
             for name, bound in zip(("low", "high"), info.action_bounds(), strict=True):
                 self.register_buffer(name, torch.as_tensor(bound, dtype=torch.float32))
             self.action_shape = info.action_shape

@@ -47,15 +47,17 @@ def test_a_softened_policy_tries_more_and_its_value_stays(env_id: str) -> None:
     )
     policy, value = agent(obs)
     entropy = agent.log_prob(policy, agent.sample(policy, None))[1]
-    succession.soften(agent, 1.0)
+    succession.soften(agent, 1.0, 1.0)
     assert torch.equal(agent(obs)[0], policy)
-    succession.soften(agent, 0.1)
+    succession.soften(agent, 0.1, 0.5)
     found, same_value = agent(obs)
     assert torch.allclose(found, 0.1 * policy)
     assert torch.equal(same_value, value)
     assert (agent.log_prob(found, agent.sample(found, None))[1] > entropy).all()
     if not agent.discrete:
-        assert agent.log_std.tolist() == [0.0]
+        assert agent.log_std.exp().tolist() == [0.5]  # at least
+        succession.soften(agent, 0.1, 0.2)
+        assert agent.log_std.exp().tolist() == [0.5]
 
 
 def balancer(agent: train.Agent) -> train.Agent:
@@ -270,11 +272,11 @@ def test_softening_fades_from_round_to_round(fades: bool, factors: list[float]) 
 
 def test_a_round_is_softened_by_as_much_as_its_number_says(at_round_one: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     _, whole, _ = at_round_one
-    given: list[float] = []
+    given: list[tuple[float, float]] = []
     monkeypatch.setattr(succession, "softness", lambda config, number: 0.1 + number)
-    monkeypatch.setattr(succession, "soften", lambda agent, factor: given.append(factor))
+    monkeypatch.setattr(succession, "soften", lambda agent, *how: given.append(how))
     loop.fit_agent(whole, Where(1, 0, "train_agent", 0, 0))
-    assert given == [1.1]
+    assert given == [(1.1, whole.config.initial_std)]
 
 
 def test_a_softened_round_that_was_killed_ends_as_one_that_was_not(

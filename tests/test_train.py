@@ -434,6 +434,12 @@ def test_continuous_policy_is_torchs_normal():
     assert drawn.std(0).tolist() == pytest.approx([math.exp(-1), math.exp(0.5)], rel=0.02)
 
 
+def test_an_untrained_policy_has_the_standard_deviation_that_is_set():
+    agent = Agent(dataclasses.replace(TORQUE, action_shape=(2,)), Config(initial_std=0.25))
+    drawn = agent.sample(torch.zeros(40_000, 2), torch.Generator().manual_seed(0)).detach()
+    assert drawn.std(0).tolist() == pytest.approx([0.25, 0.25], rel=0.02)
+
+
 def test_actions_go_to_the_environment_and_back():
     bounds = dict(action_low=(-2.0, 0.0, -math.inf), action_high=(2.0, 10.0, 5.0))
     agent = Agent(dataclasses.replace(TORQUE, action_shape=(3,), **bounds), Config())
