@@ -36,7 +36,7 @@ def softness(config: Config, number: int) -> float:
 
 
 def soften(agent: Agent, factor: float, std: float) -> None:
-    """Makes the policy more random, in place: its last layer times `factor`, and a standard deviation of `std` at least.
+    """Makes the policy more random, in place: its last layer times `factor`, its standard deviation `std` at least.
 
     What lies below that layer stays, and so does the value.
     """

@@ -154,7 +154,7 @@ TASKS = {
     "walker": Task("Walker2d-v5", rounds=10, settings={"pairs_per_round": 35}),
     "backflip": Task(
         "Hopper-v5", rounds=10, taste="backflip", measure="flips", at_least=0.8,
-        settings={"pairs_per_round": 45, "clip_seconds": 0.8, "soften_policy": 0.3,
+        settings={"pairs_per_round": 45, "clip_seconds": 0.8, "initial_std": 1.0, "soften_policy": 0.3,
                   "env_kwargs": {"terminate_when_unhealthy": False, "max_episode_steps": 400}},
     ),
     "dot": Task("rlhf_gym/Dot-v0", rounds=5, at_least=41.6, settings={"pairs_per_round": 10}),
