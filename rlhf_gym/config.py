@@ -139,7 +139,7 @@ class Settings:
     normalize_obs: bool = False
     """Give the agent observations of running mean zero and variance one; of images, each pixel."""
     initial_std: float = 1.0
-    """Standard deviation of an untrained policy's continuous actions, out of [-1, 1]; a softened one's at least."""
+    """Standard deviation of an untrained policy's actions, where -1 and 1 are the bounds; a softened one's at least."""
     soften_policy: float = 1.0
     """Factor on the policy's last layer at the start of each round after the first; below 1 it tries more things."""
     soften_fades: bool = False
