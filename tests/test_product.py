@@ -86,7 +86,8 @@ def test_three_rounds_by_keyboard_teach_cartpole(page: Any, console: Any, tmp_pa
                 {"ArrowUp": "equal", "ArrowLeft": "left", "ArrowRight": "right"}[key_for(session, p)] for p in batch
             ]
             assert choices == expected  # what was pressed is what was shown
-            page.wait_for_selector("text=Training the", timeout=120_000)  # the reward model is trained before that
+            page.wait_for_selector("text=/Learning your taste|Training the/", timeout=20_000)
+            page.wait_for_selector("text=Training the", timeout=120_000)  # once the reward model is trained
         until(lambda: session.where().phase == "finished", 120, "the end of the last round")
         page.wait_for_selector("video", timeout=20_000)
         console.allow("ERR_CONNECTION_REFUSED")  # the server goes, the page stays open
