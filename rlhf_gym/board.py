@@ -188,8 +188,7 @@ def judge(labels: Labels, model: RewardModel) -> tuple[dict[int, float], np.ndar
     )
     parts = list[Tensor]()
     for part in torch.arange(int(labels.begin[first]), rows).split(8192):
-        obs, actions, ended = (x.to(device) for x in labels.steps(part))
-        parts.append(model.reward(obs, actions, ended).cpu())
+        parts.append(model.reward(*labels.steps(part, device), labels.beside(part, device)).cpu())
     rewards = torch.cat(parts)
     count = labels.count[rows - len(rewards) :]
     sizes = (labels.end - labels.begin)[first:]

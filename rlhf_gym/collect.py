@@ -248,8 +248,9 @@ def judge(model: RewardModel, agent: Agent, segments: Sequence[Segment]) -> torc
     sums = []
     for segment in segments:
         obs, actions, ended, count = (torch.as_tensor(x, device=device) for x in segment.rows())
+        beside = None if model.potential is None else torch.as_tensor(segment.beside(), device=device)
         with torch.no_grad():
-            total = (model(obs, agent.from_env(actions), ended) * count).sum(1)
+            total = (model(obs, agent.from_env(actions), ended, beside) * count).sum(1)
         sums.append(total / len(segment.absorbing) * REFERENCE_STEPS)
     return torch.stack(sums, 1)
 

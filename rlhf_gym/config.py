@@ -103,6 +103,8 @@ class Settings:
     """Share of labels taken to be slips, until 30 hidden repeats tell; the likelihood of a label is (1 - 2m) p + m."""
     ends_alike: float = 5.0
     """From so many labeled clips that end on, all ends count as alike more than each by what is seen there."""
+    reward_potential: bool = False
+    """Judge a clip also by how far it came: a potential of each number and its size (vectors, ends not hidden)."""
     reward_sees_action: bool = True
     """Predict reward from observation and action, r(o, a), rather than from the observation alone, r(o)."""
 
@@ -195,6 +197,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         agent_steps_per_round=100_000, pairs_per_round=30, num_envs=16, num_steps=256, num_minibatches=32,
         update_epochs=4, learning_rate=5e-4, clip_vloss=False, normalize_obs=True, reward_steps=300,
         reward_clip_steps=32, ends_alike=1e9,  # a landing and a crash are both ends
+        reward_potential=True,  # what a landing is: where it came to, and how (docs/benchmarks.md)
     ),
     "mujoco": MUJOCO | dict(initial_std=0.37),  # flailing less it learns more (docs/benchmarks.md)
     "mujoco-falls": MUJOCO | dict(soften_policy=0.3),  # one that fears to fall stands still (docs/benchmarks.md)
@@ -218,7 +221,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 FIXED = (
     "env_id", "env_kwargs", "pixels", "episode_ends", "seed", "frameskip", "repeat_action_probability",
     "frame_stack", "image_size", "hidden_size", "normalize_obs", "reward_sees_action", "reward_hidden",
-    "ensemble_size",
+    "reward_potential", "ensemble_size",
 )  # fmt: skip
 
 # name: (lowest, highest), both allowed

@@ -85,12 +85,13 @@ def play(cast: Cast, stride: int, max_steps: int, judge: RewardModel | None) -> 
         obs = twin.reset(cast.seed)
         for t in range(max_steps):
             action = cast.agent.act(obs[None], generator)[0]
+            frame = twin.frame() if t % stride == 0 else None
+            before, (obs, reward, terminated, truncated, _) = obs, twin.step(action)
             if judge is not None:
-                predicted.append(predict(judge, cast.agent, obs, action))
-            if t % stride == 0:
-                yield Moment(twin.frame(), action, float(np.mean(predicted)) if predicted else None, total)
+                predicted.append(predict(judge, cast.agent, before, action, before if terminated else obs))
+            if frame is not None:
+                yield Moment(frame, action, float(np.mean(predicted)) if predicted else None, total)
                 predicted = []
-            obs, reward, terminated, truncated, _ = twin.step(action)
             total += reward
             if terminated or truncated:
                 yield Moment(twin.frame(), total=total, over="over" if terminated else "time is up")
@@ -100,11 +101,10 @@ def play(cast: Cast, stride: int, max_steps: int, judge: RewardModel | None) -> 
         twin.close()
 
 
-def predict(judge: RewardModel, agent: Agent, obs: np.ndarray, action: np.ndarray) -> float:
-    """The predicted reward of one step."""
-    rows = (torch.as_tensor(x[None], device=judge.scale.device) for x in (obs, action))
-    seen, done = rows
-    return float(judge.reward(seen, agent.from_env(done)))
+def predict(judge: RewardModel, agent: Agent, obs: np.ndarray, action: np.ndarray, led: np.ndarray) -> float:
+    """The predicted reward of one step, which led to `led` (obs itself, where the episode ended by it)."""
+    seen, done, beside = (torch.as_tensor(x[None], device=judge.scale.device) for x in (obs, action, led))
+    return float(judge.reward(seen, agent.from_env(done), None, beside))
 
 
 def action_names(config: Config, info: EnvInfo) -> list[str]:

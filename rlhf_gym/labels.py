@@ -89,10 +89,18 @@ class Labels:
         ]
         self.weight = torch.tensor(draws, dtype=torch.float32)
 
-    def steps(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def steps(self, rows: Tensor, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor, Tensor]:
         """Observations (B, *obs_shape), actions, and whether it had ended (B,), of rows (B,)."""
         obs = self.obs[rows] if self.first is None else self.obs[self.first[rows, None] + torch.arange(self.stack)]
-        return obs, self.actions[rows], self.ended[rows]
+        return obs.to(device), self.actions[rows].to(device), self.ended[rows].to(device)
+
+    def beside(self, rows: Tensor, device: torch.device | str = "cpu") -> Tensor | None:
+        """What stands beside the observations of rows (B,), as `Potential.forward` has it; None of stacked frames."""
+        if self.first is not None:
+            return None
+        clip = torch.searchsorted(self.end, rows, right=True)
+        last = self.end[clip] - 1 - self.ended[self.end[clip] - 1].long()  # that the clip was live at
+        return self.obs[torch.minimum(rows + 1, last).maximum(self.begin[clip])].to(device)
 
     def moments(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of each number (D,), or of each pixel in [0, 1] over all frames (H, W).

@@ -188,12 +188,18 @@ class LearnedReward:
     def __init__(self, network: RewardModel, agent: Agent, info: EnvInfo, config: Config) -> None:
         self._network, self._agent, self._info, self._config = network, agent, info, config
 
-    def reward(self, obs: np.ndarray, action: Any) -> Any:
+    @property
+    def sees_next(self) -> bool:
+        """Whether what a step led to matters, and what was seen before an end (--reward-potential)."""
+        return self._network.potential is not None
+
+    def reward(self, obs: np.ndarray, action: Any, next_obs: np.ndarray | None = None) -> Any:
         """The predicted reward of an action taken on seeing obs: a float, or (B,) float32 of a batch.
 
         Args:
             obs: obs_shape, or (B, *obs_shape).
             action: as the environment takes it, counted from 0 or within its bounds (what lies beyond is clipped).
+            next_obs: what it led to, shaped as obs; None where the episode ended by it: the step has gained nothing.
         """
         batch, single = batched(obs, self._info)
         actions = np.asarray(action)
@@ -201,29 +207,42 @@ class LearnedReward:
         if actions.shape != (wanted if single else (len(batch), *wanted)):
             given = shape_wanted(wanted, None if single else len(batch))
             raise UserError(f"The actions have the shape {actions.shape}: {given}")
-        rewards = self._ask(batch, actions[None] if single else actions, ended=False)
+        rewards = self._ask(batch, actions[None] if single else actions, False, self._beside(batch, next_obs))
         return float(rewards[0]) if single else rewards
 
-    def end_reward(self, final_obs: np.ndarray) -> Any:
-        """r_abs: what each of the steps after an episode gives that terminated in final_obs. Shapes as of `reward`."""
+    def end_reward(self, final_obs: np.ndarray, before: np.ndarray | None = None) -> Any:
+        """r_abs: what each of the steps after an episode gives that terminated in final_obs. Shapes as of `reward`.
+
+        Args:
+            before: what was seen just before; None: the same.
+        """
         batch, single = batched(final_obs, self._info)
-        rewards = self._ask(batch, np.zeros((len(batch), *self._info.action_shape), np.float32), ended=True)
+        actions = np.zeros((len(batch), *self._info.action_shape), np.float32)
+        rewards = self._ask(batch, actions, True, self._beside(batch, before))
         return float(rewards[0]) if single else rewards
 
-    def end_worth(self, final_obs: np.ndarray, gamma: float | None = None) -> Any:
+    def end_worth(self, final_obs: np.ndarray, gamma: float | None = None, before: np.ndarray | None = None) -> Any:
         """What all steps after a termination are worth together, r_abs / (1 - gamma), as in training here.
 
         0 with episode_ends "hide", where an end means nothing.
 
         Args:
             gamma: None means the session's.
+            before: see `end_reward`.
         """
         gamma = checked_gamma(self._config.gamma if gamma is None else gamma)
         hidden = self._config.episode_ends == "hide"
-        return self.end_reward(final_obs) * (0.0 if hidden else 1 / (1 - gamma))
+        return self.end_reward(final_obs, before) * (0.0 if hidden else 1 / (1 - gamma))
 
-    def _ask(self, obs: np.ndarray, actions: np.ndarray, ended: bool) -> np.ndarray:
-        """obs (B, *obs_shape), actions (B,) or (B, A) -> (B,) float32."""
+    def _beside(self, batch: np.ndarray, other: np.ndarray | None) -> np.ndarray:
+        """The observations that stand beside those of a batch, which they are as many as."""
+        beside = batch if other is None else batched(other, self._info)[0]
+        if len(beside) != len(batch):
+            raise UserError(f"{len(beside)} observations are given beside {len(batch)}: give as many.")
+        return beside
+
+    def _ask(self, obs: np.ndarray, actions: np.ndarray, ended: bool, beside: np.ndarray) -> np.ndarray:
+        """obs, beside (B, *obs_shape), actions (B,) or (B, A) -> (B,) float32."""
         device = self._network.scale.device
         if self._info.num_actions is not None:
             wrong = (actions < 0) | (actions >= self._info.num_actions) | (actions != np.floor(actions))
@@ -234,7 +253,8 @@ class LearnedReward:
         else:
             x = self._agent.from_env(torch.as_tensor(actions.astype(np.float32), device=device))
         over = torch.full((len(obs),), ended, device=device)
-        return self._network.reward(torch.as_tensor(obs, device=device), x, over).cpu().numpy()
+        seen, other = (torch.as_tensor(o, device=device) for o in (obs, beside))
+        return self._network.reward(seen, x, over, other).cpu().numpy()
 
 
 def batched(obs: np.ndarray, info: EnvInfo) -> tuple[np.ndarray, bool]:
@@ -398,10 +418,10 @@ class RewardWrapper(gymnasium.Wrapper[Any, Any, Any, Any]):
         if self._obs is None:
             raise gymnasium.error.ResetNeeded("Cannot call env.step() before calling env.reset()")
         obs, true_reward, terminated, truncated, info = self.env.step(action)
-        reward = self._model.reward(self._obs, self._view.actions(action))
-        self._obs = self._view.obs(obs)
+        before, self._obs = self._obs, self._view.obs(obs)
+        reward = self._model.reward(before, self._view.actions(action), None if terminated else self._obs)
         if terminated and self._ends:
-            reward += self._gamma * self._model.end_worth(self._obs, self._gamma)
+            reward += self._gamma * self._model.end_worth(self._obs, self._gamma, before)
         return obs, reward, bool(terminated), bool(truncated), {**info, "true_reward": float(true_reward)}
 
 
@@ -445,16 +465,22 @@ class VectorRewardWrapper(VectorWrapper[Any, Any, Any, Any, Any]):
             raise gymnasium.error.ResetNeeded("Cannot call envs.step() before calling envs.reset()")
         obs, true_rewards, terminated, truncated, infos = self.env.step(actions)
         count = (self.num_envs,)
-        rewards = self._model.reward(self._obs, self._view.actions(actions, count)).astype(np.float64)
+        before, self._obs = self._obs, self._view.many(obs)
+        ended, self_reset = np.flatnonzero(terminated), self._mode == AutoresetMode.SAME_STEP
+        led = None
+        if self._model.sees_next:
+            led = self._obs.copy()
+            for i in np.flatnonzero(truncated) if self_reset else ():
+                led[i] = self._view.many(infos["final_obs"][i][None])[0]
+            led[ended] = before[ended]
+        rewards = self._model.reward(before, self._view.actions(actions, count), led).astype(np.float64)
         if self._mode == AutoresetMode.NEXT_STEP:
             rewards[self._over] = 0.0
-        self._obs = self._view.many(obs)
-        ended = np.flatnonzero(terminated)
         if len(ended) and self._ends:
             last = self._obs[ended]
-            if self._mode == AutoresetMode.SAME_STEP:
+            if self_reset:
                 last = self._view.many(np.stack([infos["final_obs"][i] for i in ended]))
-            rewards[ended] += self._gamma * self._model.end_worth(last, self._gamma)
+            rewards[ended] += self._gamma * self._model.end_worth(last, self._gamma, before[ended])
         self._over = np.asarray(terminated | truncated)
         given = {"true_reward": np.array(true_rewards), "_true_reward": np.ones(count, bool)}
         return obs, rewards, terminated, truncated, {**infos, **given}

@@ -19,9 +19,15 @@ from torch import Tensor, nn
 from rlhf_gym import config as cfg
 from rlhf_gym.checkpoints import Snapshot
 from rlhf_gym.normalizer import LEAST_CONTRAST
+from rlhf_gym.potential import LIMIT
 from rlhf_gym.train import END_SPEED, Agent, RewardModel
 
 FORMAT, VERSION = "rlhf-gym-model", 1
+POTENTIAL = (  # what it adds to r; s stands for potential.spread
+    f"v(o) = (x, |x|), x = clamp(o / s, -{LIMIT:g}, {LIMIT:g}), and (a, b, c) = potential.weights, of 2 D, 2 D and "
+    "1 numbers: a (v(beside) - v(o)) of a step that led to beside (o itself, where the episode ended by it); after an "
+    "end b v(beside) + c, with beside what was seen just before"
+)
 EXAMPLES = 3  # rows of the input that graphs are recorded with: any number but 1, which torch takes for fixed
 
 
@@ -46,8 +52,8 @@ class Reward(nn.Module):
         super().__init__()
         self.model, self.agent = model, agent
 
-    def forward(self, observations: Tensor, actions: Tensor, ended: Tensor) -> Tensor:
-        return self.model.scaled(self.model(observations, self.agent.from_env(actions), ended))
+    def forward(self, observations: Tensor, actions: Tensor, ended: Tensor, beside: Tensor | None = None) -> Tensor:
+        return self.model.scaled(self.model(observations, self.agent.from_env(actions), ended, beside))
 
 
 def plain(snapshot: Snapshot) -> tuple[Policy, Reward | None]:
@@ -76,6 +82,8 @@ def write_onnx(snapshot: Snapshot, out: Path) -> list[str]:
         "actions": torch.zeros(EXAMPLES, *info.action_shape, dtype=torch.int64 if info.num_actions else torch.float32),
         "ended": torch.arange(EXAMPLES) > 0,
     }
+    if reward.model.potential is not None:
+        given["beside"] = torch.ones_like(observations)
     write_graph(reward, given, ["reward"], out / "reward_model.onnx")
     return ["policy.onnx", "reward_model.onnx"]
 
@@ -153,8 +161,9 @@ def reward_architecture(model: RewardModel) -> dict[str, Any]:
         "layers": [{"inputs": w.shape[1], "outputs": w.shape[2]} for w in model.weights],
         "activation": "Tanh",  # between the layers
         "ended": f"c + trust * (r - c) + {END_SPEED:g} * absorbing, with c the last bias, and no action",
+        "potential": None if model.potential is None else POTENTIAL,
         "reward": "mean over members of (r - offset) * scale",
-    }
+    } | ({} if model.potential is None else {"ended": "potential.usual, and no action"})
 
 
 def layers(module: nn.Module, name: str) -> list[dict[str, Any]]:

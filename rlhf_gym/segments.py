@@ -46,6 +46,12 @@ class Segment:
         count = np.where(self.absorbing, self.absorbing.sum(), 1)
         return self.observations[kept], self.actions[kept], self.absorbing[kept], count[kept]
 
+    def beside(self) -> np.ndarray:
+        """What stands beside each of the `rows`, as `potential.Potential.forward` has it, (R, *obs_shape)."""
+        live = int((~self.absorbing).sum())
+        rows = live + int(self.absorbing.any())
+        return self.observations[np.clip(np.arange(rows) + 1, 0, max(live - 1, 0))]
+
     def info_dicts(self) -> list[dict[str, Any]]:
         return [{k: v[t] for k, v in self.infos.items()} for t in range(len(self.rewards))]
 

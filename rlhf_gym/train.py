@@ -17,6 +17,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -33,6 +34,7 @@ from rlhf_gym.fast import VectorLearner
 from rlhf_gym.honesty import mistake_rate, reward_metrics
 from rlhf_gym.labels import Labels
 from rlhf_gym.normalizer import normalizer_of, standardise
+from rlhf_gym.potential import Potential, beside_rollout
 from rlhf_gym.seeds import seed_from
 from rlhf_gym.stretch import Stretch
 from rlhf_gym.team import Team
@@ -91,11 +93,8 @@ class Agent(nn.Module):
         return nn.Sequential(first, nn.Tanh(), second, nn.Tanh(), layer(nn.Linear(hidden, outputs), std))
 
     def forward(self, obs: Tensor, value_only: bool = False) -> tuple[Tensor, Tensor]:
-        """obs (B, *obs_shape) -> policy (B, A): logits or means, value (B,).
-
-        Args:
-            value_only: let no gradient reach what the policy uses too.
-        """
+        """obs (B, *obs_shape) -> policy (B, A): logits or means, value (B,); with value_only no gradient reaches what
+        the policy uses too."""
         x = fast.pixels(obs, self.fast) if self.image else obs
         x = self.normalizer(x) if self.normalizer is not None else x
         with fast.precision(self, obs.device):
@@ -153,7 +152,8 @@ class Agent(nn.Module):
 
 class RewardModel(nn.Module):
     """K reward models trained as one: r(o, a), or r(o) without `reward_sees_action`, and r_abs(o) after an end in o:
-    what that frame, which the person sees held, gives on all actions alike, plus a learned number.
+    what that frame, which the person sees held, gives on all actions alike, plus a learned number. With
+    `reward_potential` a step also gives what a potential of observations gained by it, and an end what that says of it.
 
     Vectors go through K two-layer MLPs (batched matrix products); images through K of Christiano's convolutional
     networks (2017, A.2; grouped convolutions, no batch norm) first.
@@ -174,9 +174,8 @@ class RewardModel(nn.Module):
         if info.image:
             c = 16 * k
             convs: list[nn.Module] = [nn.Conv2d(info.obs_shape[0], c, 7, 3), nn.LeakyReLU(0.01, inplace=True)]
-            convs += [nn.Conv2d(c, c, 5, 2, groups=k), nn.LeakyReLU(0.01, inplace=True)]
-            convs += [nn.Conv2d(c, c, 3, 1, 1, groups=k), nn.LeakyReLU(0.01, inplace=True)]
-            convs += [nn.Conv2d(c, c, 3, 1, 1, groups=k), nn.LeakyReLU(0.01, inplace=True)]
+            for kernel, stride, padding in ((5, 2, 0), (3, 1, 1), (3, 1, 1)):
+                convs += [nn.Conv2d(c, c, kernel, stride, padding, groups=k), nn.LeakyReLU(0.01, inplace=True)]
             self.convs = nn.Sequential(*convs)
             with torch.no_grad():
                 inputs = self.convs(torch.zeros(1, *info.obs_shape)).numel() // k
@@ -185,24 +184,28 @@ class RewardModel(nn.Module):
         shape = info.obs_shape[1:] if info.image else (inputs,)  # as in PixelNormalizer
         self.register_buffer("obs_mean", torch.zeros(shape))
         self.register_buffer("obs_std", torch.ones(shape))
-        sizes = [inputs + actions * self.sees_action, config.reward_hidden, config.reward_hidden, 1]
-        if info.image:
-            sizes = [inputs + actions * self.sees_action, 64, 1]
+        hidden = [64] if info.image else [config.reward_hidden] * 2
+        sizes = [inputs + actions * self.sees_action, *hidden, 1]
         self.weights = nn.ParameterList(
             torch.randn(k, a, b) * math.sqrt((2 if b > 1 else 0.1) / a) for a, b in pairwise(sizes)
         )
         self.biases = nn.ParameterList(torch.zeros(k, 1, b) for b in sizes[1:])
+        linear = config.reward_potential and not info.image and config.episode_ends == "absorb"
+        self.potential = Potential(k, inputs) if linear else None
         self.absorbing = nn.Parameter(torch.zeros(k))  # what any end is worth to each member, over END_SPEED
         self.register_buffer("trust", torch.ones(()))  # how much of r(o) an end in o is worth beside that
         self.register_buffer("scale", torch.ones(k))
         self.register_buffer("offset", torch.zeros(k))
         self.regions: list[tuple[int, int, int, int]] = []  # painted over, else it learns to read the score
 
-    def forward(self, obs: Tensor, actions: Tensor, ended: Tensor | None = None) -> Tensor:
+    def forward(
+        self, obs: Tensor, actions: Tensor, ended: Tensor | None = None, beside: Tensor | None = None
+    ) -> Tensor:
         """obs (B, *obs_shape), actions (B,) or (B, A) in [-1, 1] -> raw rewards (K, B).
 
         Args:
             ended: (B,) bool: whether the step comes after an episode's end in obs, and its action does not count.
+            beside: what stands beside obs (see `Potential.forward`); without it the potential has no part in it.
         """
         if self.image:
             x = standardise(fast.pixels(obs, self.fast), self.obs_mean, self.obs_std)
@@ -225,14 +228,17 @@ class RewardModel(nn.Module):
         r, constant = x.squeeze(-1), self.biases[-1].squeeze(-1)  # which no label speaks of, so an end has all of it
         if ended is None:
             return r
-        return torch.where(ended, constant + self.trust * (r - constant) + END_SPEED * self.absorbing[:, None], r)
+        if self.potential is None:
+            return torch.where(ended, constant + self.trust * (r - constant) + END_SPEED * self.absorbing[:, None], r)
+        r = torch.where(ended, self.potential.usual_step(r, ended), r)
+        return r if beside is None else r + self.potential(obs, beside, ended)
 
     @torch.no_grad()
-    def reward(self, obs: Tensor, actions: Tensor, ended: Tensor | None = None, batch: int = 4096) -> Tensor:
+    def reward(self, obs: Tensor, actions: Tensor, ended: Tensor | None = None, beside: Tensor | None = None) -> Tensor:
         """The predicted reward (B,): the members' scaled rewards, averaged. Arguments as of forward."""
         ended = torch.zeros(len(obs), dtype=torch.bool, device=obs.device) if ended is None else ended
-        batch = 256 if self.image else batch
-        parts = zip(*(x.split(batch) for x in (obs, actions, ended)), strict=True)
+        given = (obs, actions, ended, obs if beside is None else beside)  # by itself it has gained nothing
+        parts = zip(*(x.split(256 if self.image else 4096) for x in given), strict=True)
         return self.scaled(torch.cat([self(*part) for part in parts], 1))
 
     def scaled(self, raw: Tensor) -> Tensor:
@@ -246,7 +252,8 @@ class RewardModel(nn.Module):
         actions = torch.cat([roll.actions.flatten(0, 1), roll.actions[t, i]])
         actions = actions if self.num_actions else actions.clamp(-1, 1)  # as the environment took them
         ended = torch.arange(len(obs), device=obs.device) >= roll.values.numel()
-        rewards, absorbing = self.reward(obs, actions, ended).split([roll.values.numel(), len(t)])
+        then = None if self.potential is None else beside_rollout(roll)
+        rewards, absorbing = self.reward(obs, actions, ended, then).split([roll.values.numel(), len(t)])
         roll.rewards, roll.absorbing = rewards.reshape(roll.values.shape), torch.zeros_like(roll.values)
         roll.absorbing[t, i] = absorbing
 
@@ -255,12 +262,7 @@ class RewardModel(nn.Module):
 
         The statistics cover every step of the labeled clips, absorbing ones too, on raw outputs: mean zero,
         standard deviation REWARD_SPREAD * (1 - gamma). A member that finds no difference gives no reward at all,
-        rather than amplified noise.
-
-        Args:
-            raw: (K, R) raw rewards of the clips' rows, see `Labels`.
-            count: (R,) how many steps each stands for.
-        """
+        rather than amplified noise. raw (K, R): of the clips' rows, see `Labels`; each stands for count (R,) steps."""
         mean = (raw * count).sum(1) / count.sum()
         std = (((raw - mean[:, None]) ** 2 * count).sum(1) / count.sum()).sqrt()
         self.offset.copy_(mean)
@@ -273,14 +275,10 @@ class RewardModel(nn.Module):
 def clip_rewards(
     model: RewardModel, labels: Labels, clips: Tensor, device: torch.device, raw: Tensor | None = None, **drawn: Any
 ) -> Tensor:
-    """Raw rewards (K, C) of clips (C,): mean per step times REFERENCE_STEPS, absorbing steps counted.
-
-    Args:
-        raw: (K, R) what the model gives each row of `labels`, where that is known.
-        drawn: at_most and generator, where some steps stand for all (see `Labels.rows_of`).
-    """
+    """Raw rewards (K, C) of clips (C,): mean per step times REFERENCE_STEPS, absorbing steps counted. raw (K, R): what
+    the model gives each row of `labels`, where that is known; drawn: at_most and generator of `Labels.rows_of`."""
     rows, owner, count = labels.rows_of(clips, **drawn)
-    raw = model(*(x.to(device) for x in labels.steps(rows))) if raw is None else raw[:, rows.to(device)]  # (K, B)
+    raw = model(*labels.steps(rows, device)) if raw is None else raw[:, rows.to(device)]  # (K, B)
     sums = torch.zeros(model.members, len(clips), device=device)
     sums = sums.index_add(1, owner.to(device), raw * count.to(device))
     return sums / labels.length[clips].to(device) * REFERENCE_STEPS
@@ -295,13 +293,9 @@ def pair_logits(
 
 
 def label_loss(logits: Tensor, target: Tensor, mistake_rate: float) -> Tensor:
-    """Bradley-Terry cross-entropy (K, P): ONE softmax over the two clips, with labels flipped at a known rate.
-
-    Args:
-        logits: (K, P) log-odds that left is better.
-        target: (P,) what the label says of P(left is better); 1/2 for equal.
-        mistake_rate: m; the likelihood of a label is (1 - 2m) p + m.
-    """
+    """Bradley-Terry cross-entropy (K, P): ONE softmax over the two clips, with labels flipped at a known rate m, so the
+    likelihood of a label is (1 - 2m) p + m. logits (K, P): log-odds that left is better; target (P,): what the label
+    says of P(left is better), 1/2 for equal."""
     if mistake_rate < 1e-6:  # which float32 does not tell from none where p is 1
         return F.binary_cross_entropy_with_logits(logits, target.expand_as(logits), reduction="none")
     p = (1 - 2 * mistake_rate) * torch.sigmoid(logits) + mistake_rate
@@ -330,6 +324,8 @@ def train_reward(
         these speak for; before that for config.assumed_mistake_rate.
     """
     count = len(labels.pairs)
+    weight, target = labels.weight.to(device), labels.target.to(device)
+    mistakes = mistake_rate(labels.pairs, config.assumed_mistake_rate)
     batch = min(config.reward_batch_pairs, count)
     steps = max(1, min(config.reward_steps, config.reward_epochs * math.ceil(count / batch)))
     optimizer = torch.optim.AdamW(
@@ -346,8 +342,10 @@ def train_reward(
         model.trust.fill_(1 / (1 + float(labels.ended.sum()) / config.ends_alike))
         for fixed, found in zip((model.obs_mean, model.obs_std), labels.moments(), strict=True):
             fixed.copy_(found)
-    weight, target = labels.weight.to(device), labels.target.to(device)
-    mistakes = mistake_rate(labels.pairs, config.assumed_mistake_rate)
+        if model.potential is not None:  # first, and for good: what it does not explain is left to the networks
+            loss = partial(label_loss, mistake_rate=mistakes)
+            model.potential.fit(labels, model.obs_std.cpu(), loss, REFERENCE_STEPS)
+    known = 0 * weight if model.potential is None else model.potential.logits(labels, REFERENCE_STEPS).to(device)
     model.train()
     for step in range(begin, steps):
         if len(order) < batch:
@@ -356,7 +354,7 @@ def train_reward(
         optimizer.zero_grad()
         for part in fast.parts(pairs, model, labels, config.reward_clip_steps):
             logits = pair_logits(model, labels, part, device, at_most=config.reward_clip_steps, generator=generator)
-            losses.append(label_loss(logits, target[part], mistakes))
+            losses.append(label_loss(logits + known[:, part], target[part], mistakes))
             ((losses[-1] * weight[:, part]).sum() / batch).backward()
         optimizer.step()
         if save is not None and (step + 1) % save_every == 0 and step + 1 < steps:
@@ -367,7 +365,10 @@ def train_reward(
     model.eval()
     with torch.no_grad():
         rows = torch.arange(len(labels.actions)).split(256 if model.image else 8192)
-        raw = torch.cat([model(*(x.to(device) for x in labels.steps(part))) for part in rows], 1)
+        if model.potential is not None:
+            raw = torch.cat([model(*labels.steps(part, device)) for part in rows], 1)
+            model.potential.usual.copy_(raw[:, ~labels.ended.to(device)].mean(1))
+        raw = torch.cat([model(*labels.steps(part, device), labels.beside(part, device)) for part in rows], 1)
         model.fit_scale(raw, labels.count.to(device), config.gamma)
         model.scale *= (weight * (target != 0.5)).sum(1) > 0  # a member that saw no decided pair knows nothing
         labels.logits = logits = pair_logits(model, labels, torch.arange(count), device, raw)
@@ -390,6 +391,7 @@ class Rollout:
     finals: Tensor  # (E, *obs_shape) what was seen last
     terminated: Tensor  # (T, N) bool
     truncated: Tensor  # (T, N) bool
+    last: Tensor  # (N, *obs_shape) what the last step led to
 
 
 def rollout(
@@ -418,15 +420,15 @@ def rollout(
         obs = step.obs
     stacked = {k: torch.stack(v).to(device) for k, v in batch.items()}
     with torch.no_grad():
-        _, last = agent(torch.as_tensor(obs, device=device))
-        next_values = torch.cat([stacked["values"][1:], last[None]])
+        last = torch.as_tensor(obs, device=device)
+        next_values = torch.cat([stacked["values"][1:], agent(last)[1][None]])
         where = torch.tensor(ends, dtype=torch.int64, device=device).reshape(-1, 2)
         seen = torch.as_tensor(np.stack(finals), device=device) if ends else stacked["obs"][:0, 0]
         if ends and config.episode_ends == "absorb":  # life goes on past a truncation, unseen
             next_values[where[:, 0], where[:, 1]] = agent(seen)[1]
     zero = torch.zeros_like(next_values)
-    roll = Rollout(**stacked, next_values=next_values, rewards=zero, absorbing=zero.clone(), ends=where, finals=seen)
-    return roll, obs, true_rewards
+    filled = {"rewards": zero, "absorbing": zero.clone(), "next_values": next_values}
+    return Rollout(**stacked, **filled, ends=where, finals=seen, last=last), obs, true_rewards
 
 
 def gae(roll: Rollout, config: Config) -> tuple[Tensor, Tensor]:
@@ -499,9 +501,7 @@ def update(
             loss.backward()
             nn.utils.clip_grad_norm_(agent.parameters(), config.max_grad_norm)
             optimizer.step()
-        if value_only or config.target_kl == 0:
-            continue
-        if team.all_reduce_mean(stats["losses/approx_kl"]) > config.target_kl:
+        if not value_only and 0 < config.target_kl < team.all_reduce_mean(stats["losses/approx_kl"]):
             break  # the rollout tells little of a policy so far from the one that played it
     return stats
 

@@ -58,7 +58,8 @@ def opinions(labels: Labels, round: int) -> list[Opinion]:
 def along(model: RewardModel, agent: Agent, segment: Segment) -> tuple[np.ndarray, float]:
     """The predicted reward at each live step of a segment, (n,), and at each step after its end, 0 without one."""
     obs, actions, ended, _ = (torch.as_tensor(x, device=model.scale.device) for x in segment.rows())
-    found = model.reward(obs, agent.from_env(actions), ended)
+    beside = None if model.potential is None else torch.as_tensor(segment.beside(), device=model.scale.device)
+    found = model.reward(obs, agent.from_env(actions), ended, beside)
     return found[~ended].cpu().numpy(), float(found[ended].sum())
 
 

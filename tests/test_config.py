@@ -148,6 +148,7 @@ OTHER: dict[str, Any] = {
     "env_id": "Acrobot-v1", "env_kwargs": {"gravity": 1.0}, "pixels": True, "episode_ends": "hide", "seed": 2,
     "frameskip": 2, "repeat_action_probability": 0.0, "frame_stack": 2, "image_size": 64, "hidden_size": 32,
     "normalize_obs": True, "reward_sees_action": False, "ensemble_size": 5, "reward_hidden": 32,
+    "reward_potential": True,
 }  # fmt: skip
 
 

@@ -403,7 +403,7 @@ def test_what_an_end_is_worth_is_what_how_it_works_says(shift: float) -> None:
     roll = Rollout(
         obs=zero, actions=zero, log_probs=zero, values=zero, next_values=torch.full((1, 2), stay),
         rewards=torch.full((1, 2), upright), absorbing=over * r_abs, ends=torch.tensor([[0, 1]]), finals=zero,
-        terminated=over, truncated=torch.zeros(1, 2, dtype=torch.bool),
+        terminated=over, truncated=torch.zeros(1, 2, dtype=torch.bool), last=zero[0],
     )  # fmt: skip
     stays, falls = gae(roll, config)[1][0].tolist()
     assert stays == pytest.approx(stay, rel=1e-4)

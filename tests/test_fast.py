@@ -56,7 +56,9 @@ def made_up(info: EnvInfo, t=16, n=8, dtype=torch.float64) -> tuple[Rollout, tor
     x = [torch.randn(t, n, dtype=dtype) for _ in range(6)]
     flags = torch.zeros(t, n, dtype=torch.bool)
     nobody = torch.zeros(0, 2, dtype=torch.int64)
-    roll = Rollout(obs, actions, 0.5 * x[0] - 1.5, x[1], x[2], x[3], 0 * x[3], nobody, obs[:0, 0], flags, flags)
+    roll = Rollout(
+        obs, actions, 0.5 * x[0] - 1.5, x[1], x[2], x[3], 0 * x[3], nobody, obs[:0, 0], flags, flags, obs[-1]
+    )
     return roll, x[4], x[5]
 
 

@@ -65,6 +65,23 @@ def cartpole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def potential(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with a potential, in which what a step led to matters, and what was seen before an end."""
+    return session_of(
+        tmp_path_factory.mktemp("home") / "data", "cartpole-1", "CartPole-v1", seed=2, rounds=1, pairs_per_round=60,
+        agent_steps_per_round=1024, eval_episodes=1, reward_potential=True,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def taught_one(request: pytest.FixtureRequest) -> rlhf_gym.Taught:
+    return rlhf_gym.load(request.getfixturevalue(request.param))
+
+
+both = pytest.mark.parametrize("taught_one", ["cartpole", "potential"], indirect=True)
+
+
+@pytest.fixture(scope="module")
 def pendulum(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return session_of(tmp_path_factory.mktemp("data"), "pendulum-1", "Pendulum-v1", **TINY)
 
@@ -304,9 +321,25 @@ def test_the_last_step_pays_for_what_comes_after_it(cartpole: Path) -> None:
     assert env.step(1)[1] == pytest.approx(by_hand(taught, obs, 1, None, 0.9), abs=1e-4)
 
 
-def test_ppo_here_and_a_learner_that_takes_ends_for_worthless_see_the_same(cartpole: Path) -> None:
+def test_what_a_step_led_to_matters_to_a_potential_alone(cartpole: Path, potential: Path) -> None:
+    one, other = np.array([0.1, 0.2, -0.1, 0.3], np.float32), np.array([0.2, -0.3, 0.05, 0.1], np.float32)
+    for path, matters in ((cartpole, False), (potential, True)):
+        model = rlhf_gym.load(path).reward_model
+        assert model.sees_next == matters
+        assert (model.reward(one, 0, other) != model.reward(one, 0)) == matters
+        assert model.reward(one, 0, one) == model.reward(one, 0)
+        assert (model.end_reward(one, other) != model.end_reward(one)) == matters
+        assert (model.end_worth(one, 0.5, other) != model.end_worth(one, 0.5)) == matters
+        many = model.reward(np.stack([one, one]), np.array([0, 0]), np.stack([other, one]))
+        assert many.tolist() == pytest.approx([model.reward(one, 0, other), model.reward(one, 0)], abs=1e-5)
+        with pytest.raises(UserError, match="1 observations are given beside 2: give as many"):
+            model.reward(np.stack([one, one]), np.array([0, 0]), other)
+
+
+@both
+def test_ppo_here_and_a_learner_that_takes_ends_for_worthless_see_the_same(taught_one: rlhf_gym.Taught) -> None:
     """One-step temporal differences of gae, and of the wrapper's rewards with nothing after a termination."""
-    taught = rlhf_gym.load(cartpole)
+    taught = taught_one
     config = dataclasses.replace(taught.config, num_steps=64, gae_lambda=0.0)
     vec = Envs(config, 2, (5,))
     start = vec.reset()
@@ -330,9 +363,10 @@ def test_ppo_here_and_a_learner_that_takes_ends_for_worthless_see_the_same(cartp
         env.close()
 
 
+@both
 @pytest.mark.parametrize("mode", list(AutoresetMode))
-def test_environments_side_by_side_pay_as_one_alone(mode: AutoresetMode, cartpole: Path) -> None:
-    taught = rlhf_gym.load(cartpole)
+def test_environments_side_by_side_pay_as_one_alone(mode: AutoresetMode, taught_one: rlhf_gym.Taught) -> None:
+    taught = taught_one
     shapes = ((3, False), (4, True), (1, False))
 
     def played(length: int, truncates: bool, steps: int) -> list[float]:

@@ -23,13 +23,15 @@ MODELS = {
     "discrete": ("CartPole-v1", DISCRETE),
     "continuous": ("Pendulum-v1", CONTINUOUS),
     "pixels": ("ALE/Pong-v5", PIXELS),
+    "potential": ("LunarLander-v3", DISCRETE),
 }
 
 
 def snapshot_of(name: str) -> Snapshot:
     """Networks in which nothing is as it was made: what a graph leaves out is missed."""
     env_id, info = MODELS[name]
-    config = Config(env_id=env_id, normalize_obs=True, hidden_size=16, reward_hidden=16, bfloat16=name == "pixels")
+    more = {"bfloat16": name == "pixels", "reward_potential": name == "potential"}
+    config = Config(env_id=env_id, normalize_obs=True, hidden_size=16, reward_hidden=16, **more)
     torch.manual_seed(3)
     agent = Agent(info, config)
     reward = new_reward_model(info, config, torch.device("cpu"), 1)
@@ -39,6 +41,10 @@ def snapshot_of(name: str) -> Snapshot:
         reward.offset.copy_(torch.randn(3))
         reward.scale.copy_(torch.rand(3) + 0.5)
         reward.trust.fill_(0.4)
+        if reward.potential is not None:
+            reward.potential.weights.copy_(0.3 * torch.randn(reward.potential.weights.shape))
+            reward.potential.usual.copy_(torch.randn(3))
+            reward.potential.spread.copy_(torch.rand(reward.potential.spread.shape) + 0.5)
         assert agent.normalizer is not None
         seen = torch.randint(0, 256, (50, *info.obs_shape)).byte() if info.image else torch.randn(50, *info.obs_shape)
         agent.normalizer.update(seen if info.image else 2 + 3 * seen)
@@ -80,19 +86,25 @@ def test_onnx_graphs_say_what_the_networks_say(name: str, tmp_path: Path) -> Non
         else:
             np.testing.assert_allclose(actions, acted, atol=1e-4)
         ended = np.arange(count) % 3 == 1
-        (found,) = reward_graph.run(None, {"observations": obs, "actions": actions, "ended": ended})
-        given = (torch.as_tensor(obs), agent.from_env(torch.as_tensor(acted)), torch.as_tensor(ended))
+        fed = {"observations": obs, "actions": actions, "ended": ended}
+        if reward.potential is not None:
+            fed["beside"] = obs + observed(info, count + 1)[:count]
+        (found,) = reward_graph.run(None, fed)
+        given = [torch.as_tensor(x) for x in (obs, acted, *list(fed.values())[2:])]
+        given[1] = agent.from_env(given[1])
         np.testing.assert_allclose(found, reward.reward(*given).numpy(), atol=1e-4)
         if count == 17:  # it looks at all three
             other = (actions + 1) % info.num_actions if info.num_actions else actions[::-1].copy()
-            for name_, value in (("actions", other), ("ended", ~ended), ("observations", obs[::-1].copy())):
-                feed = {"observations": obs, "actions": actions, "ended": ended, name_: value}
+            changed = {"actions": other, "ended": ~ended, "observations": obs[::-1].copy()}
+            changed |= {"beside": obs} if "beside" in fed else {}
+            for name_, value in changed.items():
+                feed = {**fed, name_: value}
                 assert np.abs(reward_graph.run(None, feed)[0] - found).max() > 1e-3
             hidden = obs.copy()
             for top, bottom, left, right in reward.regions:  # a score that is painted over
                 hidden[..., top:bottom, left:right] = 255 - hidden[..., top:bottom, left:right]
             assert bool(reward.regions) == (hidden != obs).any() == info.image
-            feed = {"observations": hidden, "actions": actions, "ended": ended}
+            feed = {**fed, "observations": hidden}
             assert np.array_equal(reward_graph.run(None, feed)[0], found)
 
 
@@ -162,8 +174,27 @@ def test_the_architecture_is_enough_without_rlhf_gym(name: str, tmp_path: Path) 
         x = x.tanh() if i < len(model["layers"]) - 1 else x
     found = ((x[..., 0] - w["offset"][:, None]) * w["scale"][:, None]).mean(0)
     assert snapshot.reward is not None
-    expected = snapshot.reward.reward(torch.as_tensor(observed(snapshot.info, 4)), actions)
+    raw_obs = torch.as_tensor(observed(snapshot.info, 4))
+    expected = snapshot.reward.reward(raw_obs, actions)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+    assert (model["potential"] is not None) == (name == "potential")
+    if name != "potential":
+        return
+    for part in ("x = clamp(o / s, -8, 8)", "a (v(beside) - v(o))", "b v(beside) + c"):
+        assert part in model["potential"]
+    assert model["ended"].startswith("potential.usual")
+    beside, ended = obs.flip(0), torch.tensor([True, False, True, False])
+    v = {}
+    for key, o in (("o", obs), ("beside", beside)):
+        scaled = (o / w["potential.spread"]).clamp(-8, 8)
+        v[key] = torch.cat([scaled, scaled.abs()], 1)
+    a, b, c = w["potential.weights"].split([v["o"].shape[1], v["o"].shape[1], 1], 1)
+    raw = torch.where(
+        ended, w["potential.usual"][:, None] + b @ v["beside"].T + c, x[..., 0] + a @ (v["beside"] - v["o"]).T
+    )
+    found = ((raw - w["offset"][:, None]) * w["scale"][:, None]).mean(0)
+    expected = snapshot.reward.reward(raw_obs, actions, ended, beside)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
 def apply(layer: dict[str, Any], w: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:

@@ -60,10 +60,15 @@ def test_the_true_reward_does_not_reach_an_agent_that_learns_from_a_model():
 
 
 @pytest.mark.parametrize("drawn", [0, 2])
-@pytest.mark.parametrize("info", [VECTOR, IMAGE], ids=["vector", "image"])
-def test_training_the_reward_model_goes_on_bit_for_bit(info, drawn):
+@pytest.mark.parametrize(
+    ("info", "potential"), [(VECTOR, False), (VECTOR, True), (IMAGE, False)], ids=["vector", "potential", "image"]
+)
+def test_training_the_reward_model_goes_on_bit_for_bit(info, potential, drawn):
     labels = random_labels(12, members=2, info=info, steps=3)
-    config = Config(ensemble_size=2, reward_batch_pairs=5, reward_steps=9, reward_epochs=100, reward_clip_steps=drawn)
+    config = Config(
+        ensemble_size=2, reward_batch_pairs=5, reward_steps=9, reward_epochs=100, reward_clip_steps=drawn,
+        reward_potential=potential,
+    )  # fmt: skip
 
     def fresh() -> RewardModel:
         torch.manual_seed(4)

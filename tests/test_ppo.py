@@ -30,7 +30,8 @@ def made_rollout(rewards, values, next_values, terminated=(), truncated=()) -> R
     ends = [torch.tensor([[t in where] for t in range(len(r))]) for where in (terminated, truncated)]
     nothing = torch.zeros(len(r), 1)
     where = (ends[0] | ends[1]).nonzero()
-    return Rollout(nothing, nothing, nothing, v, nv, r, torch.zeros_like(r), where, torch.zeros(len(where), 1), *ends)
+    finals = torch.zeros(len(where), 1)
+    return Rollout(nothing, nothing, nothing, v, nv, r, torch.zeros_like(r), where, finals, *ends, nothing[0])
 
 
 @pytest.mark.parametrize(
@@ -260,7 +261,9 @@ def some_rollout(info: EnvInfo, agent: Agent, steps: int = 8) -> Rollout:
     values, log_probs = values.reshape(steps, 2), log_probs.reshape(steps, 2)
     nobody, rewards = torch.zeros(0, 2, dtype=torch.int64), torch.randn(steps, 2)
     actions = actions.unflatten(0, (steps, 2))
-    return Rollout(obs, actions, log_probs, values, values, rewards, 0 * rewards, nobody, obs[:0, 0], flags, flags)
+    return Rollout(
+        obs, actions, log_probs, values, values, rewards, 0 * rewards, nobody, obs[:0, 0], flags, flags, obs[-1]
+    )
 
 
 @pytest.mark.parametrize("info", [VECTOR, TORQUE, IMAGE], ids=["vector", "torque", "image"])
