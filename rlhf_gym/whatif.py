@@ -46,7 +46,9 @@ from rlhf_gym.store import CLIP_BYTES, START, Clip, Session, finite
 from rlhf_gym.tables import JUDGED, clip_table, event_table, label_table, metric_table, pair_table
 from rlhf_gym.wishes import NONE
 
-MAY_CHANGE = ("seed", "ensemble_size", "reward_hidden", "hidden_size", "normalize_obs", "reward_sees_action")
+MAY_CHANGE = (
+    "seed", "ensemble_size", "reward_hidden", "hidden_size", "normalize_obs", "reward_sees_action", "reward_potential",
+)  # fmt: skip
 OF_LABELED_CLIPS = tuple(name for name in FIXED if name not in MAY_CHANGE)  # the clips on disk were made with these
 OF_NEW_CLIPS = (  # and of new labels: a replay has none
     "pairs_per_round", "clip_seconds", "pool_factor", "explore_share", "disagreement_fraction", "repeat_fraction",

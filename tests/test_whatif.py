@@ -168,16 +168,18 @@ def test_without_any_label_of_a_round_the_agent_stays_as_it_is(cwd: Path) -> Non
 
 def test_the_parts_of_the_networks_may_change(cwd: Path, opened: Open) -> None:
     args = ("--ensemble-size", "5", "--reward-hidden", "16", "--hidden-size", "16", "--normalize-obs", "--seed", "7",
-            "--no-reward-sees-action", "--learning-rate", "0.002")  # fmt: skip
+            "--no-reward-sees-action", "--reward-potential", "--learning-rate", "0.002")  # fmt: skip
     before = opened("one").config
     out = replayed(cwd, *args)
     two = opened("one-replay")
     changed = {n for n in before.__dataclass_fields__ if getattr(before, n) != getattr(two.config, n)}
     assert changed >= {"ensemble_size", "reward_hidden", "hidden_size", "reward_sees_action", "seed", "learning_rate"}
+    assert "reward_potential" in changed
     assert all(f"{name} {getattr(before, name)!r} -> {getattr(two.config, name)!r}" in out for name in changed)
     newest = Snapshot.load(two.checkpoint(1))
     assert newest.reward is not None
     assert newest.reward.scale.shape == (5,)
+    assert newest.reward.potential is not None
     assert [p.choice for p in two.pairs()] == [p.choice for p in opened("one").pairs()]
     assert command("resume", "one-replay", "--rounds", "3", cwd=cwd).status == 0
 
