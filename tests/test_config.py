@@ -273,7 +273,7 @@ ORDER = [
     {"cards", "drawing", "parquet", "trajectories"},
     {"adopt", "labelers", "normalizer"},
     {"labels"},
-    {"fast", "honesty", "team"},
+    {"fast", "honesty", "potential", "team"},
     {"stretch"},
     {"train"},
     {"board"},
@@ -324,7 +324,20 @@ NEEDS_ONLY = {
     "honesty": {"episodes", "store"},
     "team": {"config", "seeds"},
     "stretch": {"config", "envs", "episodes", "team"},
-    "train": {"config", "envs", "episodes", "fast", "honesty", "labels", "normalizer", "seeds", "stretch", "team"},
+    "potential": set(),
+    "train": {
+        "config",
+        "envs",
+        "episodes",
+        "fast",
+        "honesty",
+        "labels",
+        "normalizer",
+        "potential",
+        "seeds",
+        "stretch",
+        "team",
+    },
 }
 
 
