@@ -234,11 +234,13 @@ class RewardModel(nn.Module):
         return r if beside is None else r + self.potential(obs, beside, ended)
 
     @torch.no_grad()
-    def reward(self, obs: Tensor, actions: Tensor, ended: Tensor | None = None, beside: Tensor | None = None) -> Tensor:
+    def reward(
+        self, obs: Tensor, actions: Tensor, ended: Tensor | None = None, beside: Tensor | None = None, batch: int = 4096
+    ) -> Tensor:
         """The predicted reward (B,): the members' scaled rewards, averaged. Arguments as of forward."""
         ended = torch.zeros(len(obs), dtype=torch.bool, device=obs.device) if ended is None else ended
         given = (obs, actions, ended, obs if beside is None else beside)  # by itself it has gained nothing
-        parts = zip(*(x.split(256 if self.image else 4096) for x in given), strict=True)
+        parts = zip(*(x.split(256 if self.image else batch) for x in given), strict=True)
         return self.scaled(torch.cat([self(*part) for part in parts], 1))
 
     def scaled(self, raw: Tensor) -> Tensor:
@@ -343,8 +345,7 @@ def train_reward(
         for fixed, found in zip((model.obs_mean, model.obs_std), labels.moments(), strict=True):
             fixed.copy_(found)
         if model.potential is not None:  # first, and for good: what it does not explain is left to the networks
-            loss = partial(label_loss, mistake_rate=mistakes)
-            model.potential.fit(labels, model.obs_std.cpu(), loss, REFERENCE_STEPS)
+            model.potential.fit(labels, model.obs_std, partial(label_loss, mistake_rate=mistakes), REFERENCE_STEPS)
     known = 0 * weight if model.potential is None else model.potential.logits(labels, REFERENCE_STEPS).to(device)
     model.train()
     for step in range(begin, steps):
