@@ -143,7 +143,7 @@ WRITERS: dict[str, Callable[[Session, Path, Report], list[str]]] = {
 MODELS = ("onnx", "safetensors")
 FILES = {
     "policy.onnx": "observations -> actions, and logits or means",
-    "reward_model.onnx": "observations, actions, ended -> predicted reward",
+    "reward_model.onnx": "observations, actions, ended (with a potential beside, too) -> predicted reward",
     "policy.safetensors": "weights of policy and value, and the moments of observations",
     "reward_model.safetensors": "weights of the reward model's members, and their scales",
     "config.json": "the architecture, layer by layer, and all settings",
@@ -161,6 +161,8 @@ Actions are the likeliest ones, {actions}.
 {reward}"""
 ONNX_REWARD = """`reward_model.onnx` takes `observations`, such `actions`, and `ended` (bool: whether the episode was
 over in that observation, whatever the action), and gives `reward`: the mean of the members, each brought to one scale.
+With `--reward-potential` it also takes `beside`: the observation that a step led to (the same, where the episode ended
+by it), or, after an end, the one before it.
 """
 SAFETENSORS_USAGE = """```python
 import json

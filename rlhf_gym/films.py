@@ -85,7 +85,7 @@ def play(cast: Cast, stride: int, max_steps: int, judge: RewardModel | None) -> 
         obs = twin.reset(cast.seed)
         for t in range(max_steps):
             action = cast.agent.act(obs[None], generator)[0]
-            frame = twin.frame() if t % stride == 0 else None
+            frame = twin.frame().copy() if t % stride == 0 else None  # the step may draw into it
             before, (obs, reward, terminated, truncated, _) = obs, twin.step(action)
             if judge is not None:
                 predicted.append(predict(judge, cast.agent, before, action, before if terminated else obs))

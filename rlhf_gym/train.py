@@ -366,7 +366,7 @@ def train_reward(
     model.eval()
     with torch.no_grad():
         rows = torch.arange(len(labels.actions)).split(256 if model.image else 8192)
-        if model.potential is not None:
+        if model.potential is not None and not labels.ended.all():
             raw = torch.cat([model(*labels.steps(part, device)) for part in rows], 1)
             model.potential.usual.copy_(raw[:, ~labels.ended.to(device)].mean(1))
         raw = torch.cat([model(*labels.steps(part, device), labels.beside(part, device)) for part in rows], 1)
