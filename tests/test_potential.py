@@ -22,7 +22,7 @@ CONFIG = Config(env_id="LunarLander-v3", reward_potential=True, ensemble_size=2,
 STEPS = 40
 
 
-def flights(count: int, rng: np.random.Generator, ends: bool = False) -> dict[int, np.ndarray]:
+def flights(count: int, rng: np.random.Generator) -> dict[int, np.ndarray]:
     """Walks in four numbers, each from somewhere to somewhere else."""
     walks = {}
     for i in range(count):
