@@ -3,7 +3,8 @@
 Who compares two clips of a landing looks at where each came to, and from where. A reward of single steps says so only
 in a roundabout way; a potential Φ(o) says it directly: a clip is worth Φ of its last step less Φ of its first, and a
 step what Φ gained by it. Φ is linear in each number of an observation and in its size, so that some hundred labels pin
-it down: how near, how slow, how upright. So is what each step after an end is worth, by what was seen just before.
+it down: how near, how slow, how upright. So is what each step after an end is worth, by what was seen just before, and
+hardly by its being an end: where all ends shown so far were crashes, an agent would hover for ever.
 docs/benchmarks.md has what it is worth.
 """
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 LIMIT = 8.0  # standard deviations, beyond which a number counts for no more
 PENALTY = 0.3  # on the square of each weight of Φ, where what it weighs has a spread of one over the clips
 END_PENALTY = 3.0  # the same after ends: what no clip has shown yet, a landing, is not to count as all crashes do
+ANY_END_PENALTY = 30.0  # on what any end is worth: of crashes it is the speed and the tilt that were bad
 LEAST_MOVE = 0.05  # standard deviations: what moves less within clips is taken to move so much, not blown up
 
 
@@ -90,7 +92,7 @@ class Potential(nn.Module):
         apart = (told[labels.left] - told[labels.right]).double() / size
         weights = torch.zeros(self.weights.shape, dtype=torch.float64, requires_grad=True)
         penalty = torch.full_like(size, END_PENALTY)
-        penalty[: 2 * len(self.spread)] = PENALTY
+        penalty[: 2 * len(self.spread)], penalty[-1] = PENALTY, ANY_END_PENALTY
         search = torch.optim.LBFGS([weights], max_iter=100, line_search_fn="strong_wolfe")
 
         def closure() -> Tensor:

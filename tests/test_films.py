@@ -8,11 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from test_evaluate import CPU, made, watched
 
 from rlhf_gym import checkpoints, films
 from rlhf_gym.config import UserError
+from rlhf_gym.envs import Twin
 from rlhf_gym.films import Cast, lay_out
 from rlhf_gym.store import Session
 
@@ -69,6 +71,27 @@ def test_an_overlay_shows_predictions_and_actions(tmp_path):
         assert all(a < b for a, b in pairwise(found[:9]))  # the curve grows
     assert all((p[strip][20:40, :90] < 80).any() for p in pictures[50][:9])  # the action's name
     assert not (pictures[50][9][strip][20:40, :90] < 80).any()  # after the end there is none
+
+
+def test_a_potential_is_paid_for_where_each_step_led(tmp_path):
+    """And the step that the episode ends by has gained nothing."""
+    agent, config, info = made("CartPole-v1", reward_potential=True)
+    judge = checkpoints.new_reward_model(info, config, CPU, 0)
+    judge.scale.fill_(1.0)
+    judge.potential.weights.normal_(generator=torch.Generator().manual_seed(1))
+    moments = list(films.play(Cast(agent, config, "a", seed=3), 1, 200, judge))
+    assert moments[-1].over == "over"
+    twin = Twin(config, render=False)
+    seen = [twin.reset(3)] + [twin.step(m.action)[0] for m in moments[:-1]]
+    twin.close()
+    led = [*seen[1:-1], seen[-2]]
+    no = torch.zeros(1, dtype=torch.bool)
+    expected = []
+    for moment, obs, then in zip(moments[:-1], seen, led, strict=False):
+        given = [torch.as_tensor(x[None]) for x in (obs, moment.action)]
+        expected.append(float(judge.reward(*given, no, torch.as_tensor(then[None]))))
+    assert [m.predicted for m in moments[:-1]] == pytest.approx(expected, abs=1e-5)
+    assert np.std(expected[:-1]) > 0.01
 
 
 def test_continuous_actions_are_bars(tmp_path):

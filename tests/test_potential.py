@@ -84,12 +84,43 @@ def test_an_end_is_worth_what_was_seen_before_it() -> None:
     assert (model.reward(held, actions, over, slow) > model.reward(held, actions, over, fast) + 1e-3).all()
 
 
+def test_where_all_ends_were_crashes_their_speed_is_to_blame() -> None:
+    """A slow end, which no clip has shown, is not bad for being one, or an agent would hover for ever."""
+    rng = np.random.default_rng(6)
+    walks, worth, ended = flights(80, rng), dict[int, float](), dict[int, int]()
+    for i, x in walks.items():
+        worth[i] = 0.0
+        if i % 2:
+            ended[i], x[:, 1] = 20, rng.choice([-1, 1]) * np.linspace(0, rng.uniform(1, 2), STEPS)
+            x[20:], worth[i] = x[20], -1.0
+    labels = labels_of(walks, worth, ended)
+    model = RewardModel(VECTOR, CONFIG)
+    train.train_reward(model, labels, CONFIG, CPU)
+    assert model.potential is not None
+    over, slow, fast = torch.ones(1, dtype=torch.bool), torch.zeros(1, 4), torch.tensor([[0.0, 0.8, 0.0, 0.0]])
+    crash, landing = (model.potential(x, x, over).mean() for x in (fast, slow))
+    assert crash < 0
+    assert abs(landing) < 0.2 * abs(crash)
+
+
 def test_what_an_end_is_worth_does_not_depend_on_the_frame_held() -> None:
     model = RewardModel(VECTOR, CONFIG)
     train.train_reward(model, random_labels(20), CONFIG, CPU)
     over, actions, before = torch.ones(1, dtype=torch.bool), torch.zeros(1, dtype=torch.int64), torch.randn(1, 4)
     found = [float(model.reward(frame, actions, over, before)) for frame in (torch.zeros(1, 4), torch.ones(1, 4))]
     assert found[0] == found[1]
+
+
+def test_it_is_found_anew_where_the_networks_go_on_from_the_ones_before() -> None:
+    """With --reward-init previous; the labels alone say what it is, so labels of before are not counted twice."""
+    first, then = random_labels(10), random_labels(30)
+    fresh, goes_on = RewardModel(VECTOR, CONFIG), RewardModel(VECTOR, CONFIG)
+    train.train_reward(goes_on, first, CONFIG, CPU)
+    before = goes_on.potential.weights.clone()
+    for model in (fresh, goes_on):
+        train.train_reward(model, then, CONFIG, CPU)
+    torch.testing.assert_close(goes_on.potential.weights, fresh.potential.weights)
+    assert not torch.allclose(before, fresh.potential.weights, atol=1e-2)
 
 
 def trained() -> tuple[RewardModel, Labels, list]:
