@@ -253,8 +253,8 @@ class LearnedReward:
         else:
             x = self._agent.from_env(torch.as_tensor(actions.astype(np.float32), device=device))
         over = torch.full((len(obs),), ended, device=device)
-        seen, other = (torch.as_tensor(o, device=device) for o in (obs, beside))
-        return self._network.reward(seen, x, over, other).cpu().numpy()
+        other = None if self._network.potential is None else torch.as_tensor(beside, device=device)
+        return self._network.reward(torch.as_tensor(obs, device=device), x, over, other).cpu().numpy()
 
 
 def batched(obs: np.ndarray, info: EnvInfo) -> tuple[np.ndarray, bool]:

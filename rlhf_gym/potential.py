@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rlhf_gym.labels import Labels
     from rlhf_gym.train import Rollout
 
-LIMIT = 8.0  # standard deviations, beyond which a number counts for no more
+LIMIT = 8.0  # times its spread, beyond which a number counts for no more
 PENALTY = 0.3  # on the square of each weight of Φ, where what it weighs has a spread of one over the clips
 END_PENALTY = 3.0  # the same after ends: what no clip has shown yet, a landing, is not to count as all crashes do
 ANY_END_PENALTY = 30.0  # on what any end is worth: of crashes it is the speed and the tilt that were bad
@@ -30,7 +30,7 @@ LEAST_MOVE = 0.05  # standard deviations: what moves less within clips is taken 
 class Potential(nn.Module):
     """K potentials, one for each member of a reward model, on the scale of its raw rewards."""
 
-    spread: Tensor  # (D,) standard deviation of each number
+    spread: Tensor  # (D,) standard deviation of each number over the clips, or a quarter of its mean, if that is more
     weights: Tensor  # (K, 4 D + 1): of Φ; after an end, of what was seen before it, and of any end
     usual: Tensor  # (K,) what the networks give a live step of the labeled clips in the mean
 
@@ -77,15 +77,15 @@ class Potential(nn.Module):
         first, last = self.sees(labels.obs[labels.begin]), self.sees(labels.obs[live])
         return torch.cat([last - first, held * last, held], 1) * (per_clip / labels.length[:, None])
 
-    def fit(self, labels: Labels, spread: Tensor, loss: Callable[[Tensor, Tensor], Tensor], per_clip: float) -> None:
+    def fit(self, labels: Labels, loss: Callable[[Tensor, Tensor], Tensor], per_clip: float) -> None:
         """Finds the weights by logistic regression, each member's on its share of the labels.
 
         Args:
-            spread: (D,) standard deviation of each number over the clips.
             loss: of log-odds that left is better (K, P) and what the labels say of it (P,), each by itself (K, P).
         """
         device = self.weights.device
-        self.to("cpu").spread.copy_(spread)
+        mean, std = labels.moments()
+        self.to("cpu").spread.copy_(torch.maximum(std, 2 * mean.abs() / LIMIT))  # what stays far from zero is seen, too
         told = self.tells(labels, per_clip)
         least = LEAST_MOVE * per_clip / float(labels.length.float().mean())
         size = told.std(0, unbiased=False).clamp_min(least).double()

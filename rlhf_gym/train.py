@@ -345,7 +345,7 @@ def train_reward(
         for fixed, found in zip((model.obs_mean, model.obs_std), labels.moments(), strict=True):
             fixed.copy_(found)
         if model.potential is not None:  # first, and for good: what it does not explain is left to the networks
-            model.potential.fit(labels, model.obs_std, partial(label_loss, mistake_rate=mistakes), REFERENCE_STEPS)
+            model.potential.fit(labels, partial(label_loss, mistake_rate=mistakes), REFERENCE_STEPS)
     known = 0 * weight if model.potential is None else model.potential.logits(labels, REFERENCE_STEPS).to(device)
     model.train()
     for step in range(begin, steps):

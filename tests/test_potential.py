@@ -217,6 +217,21 @@ def test_numbers_that_never_move_or_run_away_are_not_blown_up() -> None:
     assert torch.equal(model.potential.sees(beyond), torch.full((1, 8), LIMIT))
 
 
+def test_a_number_that_stays_far_from_zero_counts() -> None:
+    rng = np.random.default_rng(4)
+    walks = flights(200, rng)
+    worth = {i: float(x[-1, 2] - x[0, 2]) for i, x in walks.items()}
+    for x in walks.values():
+        x[:, 2] += 100
+    model = RewardModel(VECTOR, CONFIG)
+    train.train_reward(model, labels_of(walks, worth), CONFIG, CPU)
+    assert model.potential is not None
+    low, high = torch.tensor([[0.0, 0.0, 99.0, 0.0]]), torch.tensor([[0.0, 0.0, 101.0, 0.0]])
+    other = torch.tensor([[0.0, 2.0, 99.0, 0.0]])
+    no = torch.zeros(1, dtype=torch.bool)
+    assert (model.potential(low, high, no) > 5 * model.potential(low, other, no).abs()).all()
+
+
 @pytest.mark.parametrize("labels", [random_labels(6, info=IMAGE), random_labels(6)], ids=["images", "hidden ends"])
 def test_there_is_none_of_images_or_where_resets_are_hidden(labels: Labels) -> None:
     config = replace(CONFIG, episode_ends="hide")

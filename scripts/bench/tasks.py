@@ -149,6 +149,7 @@ TASKS = {
     "lunarlander": Task(
         "LunarLander-v3", rounds=10, at_least=200, settings={"pairs_per_round": 40, "clip_seconds": 4.0}
     ),
+    "bipedalwalker": Task("BipedalWalker-v3", rounds=10, settings={"pairs_per_round": 40}),
     "halfcheetah": Task("HalfCheetah-v5", rounds=10, settings={"pairs_per_round": 35}),
     "hopper": Task("Hopper-v5", rounds=10, settings={"pairs_per_round": 35}),
     "walker": Task("Walker2d-v5", rounds=10, settings={"pairs_per_round": 35}),
