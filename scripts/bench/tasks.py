@@ -147,7 +147,7 @@ TASKS = {
     "acrobot": Task("Acrobot-v1", rounds=3, taste="tip_height", at_least=-100),
     "mountaincar": Task("MountainCar-v0", rounds=5, taste="car_height", at_least=-140),
     "lunarlander": Task(
-        "LunarLander-v3", rounds=10, at_least=200, settings={"pairs_per_round": 40, "clip_seconds": 4.0}
+        "LunarLander-v3", rounds=13, at_least=200, settings={"pairs_per_round": 30, "clip_seconds": 4.0}
     ),
     "bipedalwalker": Task("BipedalWalker-v3", rounds=10, settings={"pairs_per_round": 40}),
     "halfcheetah": Task("HalfCheetah-v5", rounds=10, settings={"pairs_per_round": 35}),
