@@ -24,13 +24,13 @@ LIMIT = 8.0  # times its spread, beyond which a number counts for no more
 PENALTY = 0.3  # on the square of each weight of Φ, where what it weighs has a spread of one over the clips
 END_PENALTY = 3.0  # the same after ends: what no clip has shown yet, a landing, is not to count as all crashes do
 ANY_END_PENALTY = 30.0  # on what any end is worth: of crashes it is the speed and the tilt that were bad
-LEAST_MOVE = 0.05  # standard deviations: what moves less within clips is taken to move so much, not blown up
+LEAST_MOVE = 0.05  # spreads: what moves less within clips is taken to move so much, not blown up
 
 
 class Potential(nn.Module):
     """K potentials, one for each member of a reward model, on the scale of its raw rewards."""
 
-    spread: Tensor  # (D,) standard deviation of each number over the clips, or a quarter of its mean, if that is more
+    spread: Tensor  # (D,) standard deviation of each number over the clips, or a quarter of its mean's size
     weights: Tensor  # (K, 4 D + 1): of Φ; after an end, of what was seen before it, and of any end
     usual: Tensor  # (K,) what the networks give a live step of the labeled clips in the mean
 
@@ -41,7 +41,7 @@ class Potential(nn.Module):
         self.register_buffer("usual", torch.zeros(members))
 
     def sees(self, obs: Tensor) -> Tensor:
-        """obs (B, *obs_shape) -> each number and its size (B, 2 D), in standard deviations."""
+        """obs (B, *obs_shape) -> each number and its size (B, 2 D), in spreads."""
         x = (obs.flatten(1) / self.spread.to(obs.device)).clamp(-LIMIT, LIMIT)
         return torch.cat([x, x.abs()], 1)
 
@@ -85,7 +85,7 @@ class Potential(nn.Module):
         """
         device = self.weights.device
         mean, std = labels.moments()
-        self.to("cpu").spread.copy_(torch.maximum(std, 2 * mean.abs() / LIMIT))  # what stays far from zero is seen, too
+        self.to("cpu").spread.copy_(torch.maximum(std, 2 * mean.abs() / LIMIT))  # what stays far from zero counts
         told = self.tells(labels, per_clip)
         least = LEAST_MOVE * per_clip / float(labels.length.float().mean())
         size = told.std(0, unbiased=False).clamp_min(least).double()
@@ -93,6 +93,8 @@ class Potential(nn.Module):
         weights = torch.zeros(self.weights.shape, dtype=torch.float64, requires_grad=True)
         penalty = torch.full_like(size, END_PENALTY)
         penalty[: 2 * len(self.spread)], penalty[-1] = PENALTY, ANY_END_PENALTY
+        far = (self.spread > std).repeat(2)  # nearly the same at every end, so each says that it was one
+        penalty[2 * len(self.spread) : -1].masked_fill_(far, 10 * ANY_END_PENALTY)
         search = torch.optim.LBFGS([weights], max_iter=100, line_search_fn="strong_wolfe")
 
         def closure() -> Tensor:

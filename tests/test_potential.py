@@ -84,7 +84,8 @@ def test_an_end_is_worth_what_was_seen_before_it() -> None:
     assert (model.reward(held, actions, over, slow) > model.reward(held, actions, over, fast) + 1e-3).all()
 
 
-def test_where_all_ends_were_crashes_their_speed_is_to_blame() -> None:
+@pytest.mark.parametrize("fourth", [0.0, 1.0, 7.0])
+def test_where_all_ends_were_crashes_their_speed_is_to_blame(fourth: float) -> None:
     """A slow end, which no clip has shown, is not bad for being one, or an agent would hover for ever."""
     rng = np.random.default_rng(6)
     walks, worth, ended = flights(80, rng), dict[int, float](), dict[int, int]()
@@ -93,11 +94,16 @@ def test_where_all_ends_were_crashes_their_speed_is_to_blame() -> None:
         if i % 2:
             ended[i], x[:, 1] = 20, rng.choice([-1, 1]) * np.linspace(0, rng.uniform(1, 2), STEPS)
             x[20:], worth[i] = x[20], -1.0
+        x[:, 3] = fourth + (0.1 if fourth > 1 else fourth == 0) * x[:, 3]
     labels = labels_of(walks, worth, ended)
     model = RewardModel(VECTOR, CONFIG)
     train.train_reward(model, labels, CONFIG, CPU)
     assert model.potential is not None
-    over, slow, fast = torch.ones(1, dtype=torch.bool), torch.zeros(1, 4), torch.tensor([[0.0, 0.8, 0.0, 0.0]])
+    over, slow, fast = (
+        torch.ones(1, dtype=torch.bool),
+        torch.tensor([[0.0, 0.0, 0.0, fourth]]),
+        torch.tensor([[0.0, 0.8, 0.0, fourth]]),
+    )
     crash, landing = (model.potential(x, x, over).mean() for x in (fast, slow))
     assert crash < 0
     assert abs(landing) < 0.2 * abs(crash)
@@ -229,7 +235,7 @@ def test_a_number_that_stays_far_from_zero_counts() -> None:
     low, high = torch.tensor([[0.0, 0.0, 99.0, 0.0]]), torch.tensor([[0.0, 0.0, 101.0, 0.0]])
     other = torch.tensor([[0.0, 2.0, 99.0, 0.0]])
     no = torch.zeros(1, dtype=torch.bool)
-    assert (model.potential(low, high, no) > 5 * model.potential(low, other, no).abs()).all()
+    assert (model.potential(low, high, no) > 3 * model.potential(low, other, no).abs()).all()
 
 
 @pytest.mark.parametrize("labels", [random_labels(6, info=IMAGE), random_labels(6)], ids=["images", "hidden ends"])
