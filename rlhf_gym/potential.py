@@ -4,7 +4,7 @@ Who compares two clips of a landing looks at where each came to, and from where.
 in a roundabout way; a potential Φ(o) says it directly: a clip is worth Φ of its last step less Φ of its first, and a
 step what Φ gained by it. Φ is linear in each number of an observation and in its size, so that some hundred labels pin
 it down: how near, how slow, how upright. So is what each step after an end is worth, by what was seen just before, and
-hardly by its being an end: where all ends shown so far were crashes, an agent would hover for ever.
+hardly by its being an end, or an agent that was shown crashes alone would hover for ever.
 docs/benchmarks.md has what it is worth.
 """
 
@@ -30,7 +30,7 @@ LEAST_MOVE = 0.05  # spreads: what moves less within clips is taken to move so m
 class Potential(nn.Module):
     """K potentials, one for each member of a reward model, on the scale of its raw rewards."""
 
-    spread: Tensor  # (D,) standard deviation of each number over the clips, or a quarter of its mean's size
+    spread: Tensor  # (D,) standard deviation of each number over the clips, or a quarter of |mean|, the larger
     weights: Tensor  # (K, 4 D + 1): of Φ; after an end, of what was seen before it, and of any end
     usual: Tensor  # (K,) what the networks give a live step of the labeled clips in the mean
 
