@@ -38,6 +38,7 @@ from rlhf_gym.wishes import LONGER, Plan
 
 EVAL_SECONDS = 30.0
 MAX_CHECKPOINT_SECONDS = 60.0
+COMPARED = ("charts/worth", "charts/worth_before", "charts/kept")  # what `the_better` measures
 REMEDY = "say of pairs which one is better, or ask for longer clips, or for pairs that differ more"
 DOES = {
     "collect": "collect clips", "label": "label", "train_reward": "train the reward model",
@@ -375,6 +376,8 @@ def fit_agent(loop: Loop, where: Where) -> None:
                 gains, chosen = train_part(loop, number, before, model, state, report), before
                 if may_compare and session.wishes().longer(number) == 0:
                     chosen = the_better(loop, number, before, model, state, report)
+                else:  # what a comparison said that was broken off, or came before the person asked for more
+                    session.drop_metrics(number, "train_agent", COMPARED)
                 if session.wishes().longer(number) <= state["part"]:
                     break
                 state |= {"training": {}, "part": state["part"] + 1}

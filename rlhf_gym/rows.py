@@ -402,10 +402,13 @@ class Rows:
                     statement.on_conflict_do_update(index_elements=keys, set_={"value": statement.excluded.value}), rows
                 )
 
-    def drop_metrics(self, round: int, phase: str) -> None:
-        """Forgets what was measured in a phase that is begun anew in another way."""
+    def drop_metrics(self, round: int, phase: str, names: Sequence[str] | None = None) -> None:
+        """Forgets what was measured in a phase that is begun anew in another way; with names, these metrics alone."""
+        statement = metric_table.delete().where(metric_table.c.round == round, metric_table.c.phase == phase)
+        if names is not None:
+            statement = statement.where(metric_table.c.name.in_(names))
         with self.write() as db:
-            db.execute(metric_table.delete().where(metric_table.c.round == round, metric_table.c.phase == phase))
+            db.execute(statement)
 
     def metrics(self, name: str | None = None, phase: str | None = None) -> list[dict[str, Any]]:
         """Rows of round, phase, step, name, value, oldest first."""

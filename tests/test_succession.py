@@ -240,6 +240,7 @@ def test_where_the_person_wants_it_so_what_was_trained_is_taken(
         session.partial(1, "train_agent").unlink()
         session.add_event("plan", 1, agent=0, practice=True)
     whole.control.next_turn()
+    session.put_metrics(1, "train_agent", 1024, {"charts/kept": 0.0})  # killed after a comparison, before its end
     seen = Seen(worse=True)
     monkeypatch.setattr(loop, "train_agent", seen)
     loop.fit_agent(whole, Where(1, 0, "train_agent", 0, 0))
@@ -263,6 +264,7 @@ def test_longer_asked_for_while_both_are_compared_is_heard(at_round_one: Any, mo
     loop.fit_agent(whole, Where(1, 0, "train_agent", 0, 0))
     assert len(seen.largest) == 2
     assert Snapshot.load(session.checkpoint(1)).global_step == 2048
+    assert session.metrics("charts/kept") == []  # what was compared is not what was taken
 
 
 @pytest.mark.parametrize(("fades", "factors"), [(False, [0.1, 0.1, 0.1]), (True, [0.1, 0.1**0.5, 0.1**0.25])])
