@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rlhf_gym import fast
+from rlhf_gym import fast, values
 from rlhf_gym.config import Config
 from rlhf_gym.envs import EnvInfo, Envs
 from rlhf_gym.episodes import Stopwatch
@@ -427,9 +427,8 @@ def rollout(
         seen = torch.as_tensor(np.stack(finals), device=device) if ends else stacked["obs"][:0, 0]
         if ends and config.episode_ends == "absorb":  # life goes on past a truncation, unseen
             next_values[where[:, 0], where[:, 1]] = agent(seen)[1]
-    zero = torch.zeros_like(next_values)
-    filled = {"rewards": zero, "absorbing": zero.clone(), "next_values": next_values}
-    return Rollout(**stacked, **filled, ends=where, finals=seen, last=last), obs, true_rewards
+    empty = {name: torch.zeros_like(next_values) for name in ("rewards", "absorbing")}
+    return Rollout(**stacked, **empty, next_values=next_values, ends=where, finals=seen, last=last), obs, true_rewards
 
 
 def gae(roll: Rollout, config: Config) -> tuple[Tensor, Tensor]:
@@ -572,15 +571,16 @@ def train_agent(
             watch.lap("inference")
             score(roll, true_rewards)
             watch.lap("reward")
-            advantages, returns = gae(roll, config)
             value_only = iteration < min(warmup, iterations // 4)  # a short round must move the policy, too
+            if iteration < warmup:
+                values.rescale(agent, roll, config, team)
+            advantages, returns = gae(roll, config)
             stats = update(agent, optimizer, roll, advantages, returns, config, generator, value_only, team)
             if agent.normalizer is not None:
                 agent.normalizer.update(team.all_gather(agent.normalizer.newest(roll.obs.flatten(0, 1))))
             metrics = {k: float(v) for k, v in stats.items()}
             watch.lap("update")
-            over = roll.terminated & (config.episode_ends == "absorb")
-            after = torch.where(over, roll.absorbing, torch.nan)
+            after = torch.where(roll.terminated & (config.episode_ends == "absorb"), roll.absorbing, torch.nan)
             numbers = [x.cpu().numpy() for x in (roll.rewards, roll.terminated | roll.truncated, after)]
             stretch.tracker.add(true_rewards, *numbers)
             metrics |= stretch.tracker.means() | watch.shares()

@@ -3,6 +3,7 @@
 import importlib.util
 import inspect
 import json
+import math
 import os
 import re
 import runpy
@@ -595,3 +596,34 @@ def test_what_the_benchmark_of_learning_cannot_do_is_told(args, says, monkeypatc
     monkeypatch.setattr(sys, "argv", ["learning.py", *args])
     with pytest.raises(UserError, match=says):
         learning.main()
+
+
+# scripts/bench/carried.py
+
+
+def test_the_benchmark_of_the_carried_value_has_a_row_for_each_later_round(monkeypatch, capsys):
+    carried = load(BENCH / "carried.py")
+    monkeypatch.setattr(sys, "argv", ["carried.py", "cartpole", "--rounds", "3", *SHORT[2:]])
+    monkeypatch.setattr(carried, "COUNTED", 20)
+    monkeypatch.setattr(carried, "BEYOND", 20)
+    carried.main()
+    head, _, *rows = (line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines())
+    assert [row[0] for row in rows] == ["1", "2"]
+    assert all(len(row) == len(head) == 9 for row in rows)
+    numbers = [float(part) for row in rows for cell in row[1:] for part in cell.split(" ± ")]
+    assert all(math.isfinite(number) for number in numbers)
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["cartpol"], "no task 'cartpol'"),
+        (["dot"], "dot is of images"),
+        (["cartpole", "--rounds", "1"], "--rounds 1 has"),
+    ],
+)
+def test_what_the_benchmark_of_the_carried_value_cannot_do_is_told(args, says, monkeypatch):
+    carried = load(BENCH / "carried.py")
+    monkeypatch.setattr(sys, "argv", ["carried.py", *args])
+    with pytest.raises(UserError, match=says):
+        carried.main()

@@ -1,0 +1,47 @@
+"""The value when the reward has changed under it.
+
+Each reward model puts zero somewhere else, and has a spread of its own. The value of the round before is then wrong by
+several times what it differs from state to state (docs/benchmarks.md). While it is too high an end, which is worth what
+the new reward model says, looks like a great loss, and the agent learns to stand still; while it is too low, like a
+gain. Returns that bootstrap from the value itself mend that only slowly, from rollout to rollout.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from rlhf_gym.config import Config
+
+if TYPE_CHECKING:
+    from rlhf_gym.team import Team
+    from rlhf_gym.train import Agent, Rollout
+
+MOST = 2.0  # times which the value is spread out at once: of one that is the same everywhere chance makes anything
+
+
+@torch.no_grad()
+def rescale(agent: Agent, roll: Rollout, config: Config, team: Team) -> None:
+    """Brings the agent's value, and what the rollout noted of it, to the scale of the rollout's rewards, in place.
+
+    V becomes a V + b, the two numbers that solve the temporal-difference equations of the rollout: the errors
+    r + gamma V' - V then have a mean of zero and do not go with V (least squares, Bradtke and Barto 1996). An end is
+    worth what `train.gae` takes it for. All processes of a team find the same numbers.
+    """
+    over = roll.terminated & (config.episode_ends == "absorb")
+    reward = roll.rewards + over * (config.gamma / (1 - config.gamma)) * roll.absorbing
+    fall = roll.values - config.gamma * ~over * roll.next_values  # of V by the step: what its reward should be
+    one = 1 - config.gamma * (~over).float()  # the same if V were one everywhere
+    terms = (reward, fall, one, roll.values * reward, roll.values * fall, roll.values * one)
+    means = torch.stack([term.cpu().double().mean() for term in terms])
+    r, f, e, vr, vf, ve = team.all_gather(means[None]).mean(0).tolist()
+    spread = vf - ve * f / e
+    a = min(max((vr - ve * r / e) / spread, 0.0), MOST) if spread > 0 else 1.0
+    b = (r - a * f) / e
+    last: Any = agent.critic[-1] if isinstance(agent.critic, nn.Sequential) else agent.critic
+    last.weight *= a
+    last.bias.mul_(a).add_(b)
+    for values in (roll.values, roll.next_values):
+        values.mul_(a).add_(b)
