@@ -19,7 +19,6 @@ from torch import nn
 
 from rlhf_gym.config import Config
 from rlhf_gym.envs import Envs
-from rlhf_gym.episodes import mean_reward
 from rlhf_gym.seeds import PHASE_SEED
 from rlhf_gym.train import Agent, RewardModel, rollout
 
@@ -56,7 +55,8 @@ class Trial:
     def __init__(self, agent: Agent, model: RewardModel, config: Config, round: int) -> None:
         self.agent, self.model, self.config = agent, model, config
         self.vec = Envs(config, EPISODES, (config.seed, round, PHASE_SEED["train_agent"], 1 << 20))
-        self.sums, self.lengths = torch.zeros(2, EPISODES, device=model.scale.device)
+        self.sums = torch.zeros(EPISODES, device=model.scale.device)
+        self.to_come = torch.ones_like(self.sums)  # the discount of the next step: what is still to come counts so much
         self.running = torch.ones_like(self.sums, dtype=torch.bool)
         self.after = torch.full_like(self.sums, torch.nan)
         self.obs: np.ndarray | None = None
@@ -68,15 +68,16 @@ class Trial:
         roll, self.obs, _ = rollout(self.agent, self.vec, obs, some, None, self.sums.device)
         self.model.score(roll)
         for t in range(steps):
-            self.sums, self.lengths = self.sums + roll.rewards[t] * self.running, self.lengths + self.running
+            self.sums += self.to_come * roll.rewards[t] * self.running
+            self.to_come = torch.where(self.running, self.config.gamma * self.to_come, self.to_come)
             if self.config.episode_ends == "absorb":
                 self.after = torch.where(self.running & roll.terminated[t], roll.absorbing[t], self.after)
                 self.running = self.running & ~(roll.terminated[t] | roll.truncated[t])
 
-    def worth(self, horizon: int) -> torch.Tensor:
-        """The mean predicted reward of each episode (EPISODES,), as long as `horizon` where it has ended by itself."""
-        rest = torch.where(self.after.isnan(), 0.0, horizon - self.lengths)
-        return mean_reward(self.sums, self.lengths, self.after.nan_to_num(), rest)
+    def worth(self) -> torch.Tensor:
+        """The discounted mean of the predicted reward of each episode (EPISODES,), and of what comes after its end."""
+        seen = (1 - self.config.gamma) * self.sums
+        return torch.where(self.after.isnan(), seen / (1 - self.to_come), seen + self.to_come * self.after)
 
 
 @torch.no_grad()
@@ -88,11 +89,12 @@ def worth(
     heed: Callable[[], None] = lambda: None,
     clock: Callable[[], float] = time.monotonic,
 ) -> list[torch.Tensor]:
-    """For each agent the mean predicted reward of each of some episodes, (EPISODES,), the likeliest actions taken.
+    """For each agent the worth of each of some episodes, (EPISODES,), the likeliest actions taken: what training makes
+    the most of, the predicted reward discounted, per step.
 
-    An episode that ends goes on with what its end is worth; one that is cut off counts as far as it went, and so do
-    all where it takes longer than SECONDS, at the same step for each agent. With episode_ends "hide" the next one goes
-    on in its place.
+    An episode that ends goes on for ever with what its end is worth; one that is cut off counts as far as it went, and
+    so do all where it takes longer than SECONDS, at the same step for each agent. With episode_ends "hide" the next one
+    goes on in its place.
 
     Args:
         heed: called now and then; it may break this off by raising.
@@ -114,7 +116,7 @@ def worth(
                 heed()
                 trial.play(steps)
             done += steps
-        return [trial.worth(horizon) for trial in trials]
+        return [trial.worth() for trial in trials]
 
 
 def kept(trained: torch.Tensor, before: torch.Tensor) -> bool:

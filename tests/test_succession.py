@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from rlhf_gym.config import Config, resolve
 from rlhf_gym.control import Control
 from rlhf_gym.envs import EnvInfo
 from rlhf_gym.monitor import Monitor
+from rlhf_gym.seeds import PHASE_SEED
 from rlhf_gym.store import START, Session, Where
 
 CPU = torch.device("cpu")
@@ -99,10 +101,25 @@ def test_the_worth_of_an_episode_counts_what_comes_after_its_end() -> None:
     looks.clear()
     [worth] = succession.worth([up], model, config, 0, lambda: looks.append(1))
     assert len(looks) == 1  # all over: the rest is known
-    lengths = (worth + 3) / 5 * succession.STEPS
+    lengths = torch.log(1 - (worth + 3) / 5) / math.log(config.gamma)  # 2 until then, -3 for ever after
     assert ((lengths > 7.5) & (lengths < 12)).all()
     assert torch.allclose(lengths, lengths.round(), atol=1e-2)
     assert succession.worth([up], model, replace(config, episode_ends="hide"), 0)[0].mean() == pytest.approx(2)
+
+
+def test_the_worth_of_an_episode_is_what_training_makes_the_most_of() -> None:
+    """One that gets much and falls may be worth more than one that lasts, or an agent that stands would stay for ever."""
+    agent, config, info = agent_and_config("CartPole-v1")
+    model = new_reward_model(info, config, CPU, 0)
+    turned_round(falls := balancer(agent))
+    [found] = succession.worth([falls], model, config, 3)
+    vec = envs.Envs(config, succession.EPISODES, (config.seed, 3, PHASE_SEED["train_agent"], 1 << 20))
+    some = replace(config, num_steps=succession.CHUNK, gae_lambda=1.0)
+    roll, _, _ = train.rollout(falls, vec, vec.reset(), some, None, CPU)
+    vec.close()
+    model.score(roll)
+    assert roll.terminated.any(0).all()
+    assert torch.allclose(found, (1 - config.gamma) * train.gae(roll, some)[1][0], rtol=1e-4)
 
 
 def test_an_episode_that_was_cut_off_counts_as_far_as_it_went(monkeypatch: pytest.MonkeyPatch) -> None:
