@@ -19,7 +19,7 @@ from torch import nn
 
 from rlhf_gym.config import Config
 from rlhf_gym.envs import Envs
-from rlhf_gym.seeds import PHASE_SEED
+from rlhf_gym.seeds import PHASE_SEED, seed_from
 from rlhf_gym.train import Agent, RewardModel, rollout
 
 EPISODES = 8  # one in each environment
@@ -54,7 +54,9 @@ class Trial:
 
     def __init__(self, agent: Agent, model: RewardModel, config: Config, round: int) -> None:
         self.agent, self.model, self.config = agent, model, config
-        self.vec = Envs(config, EPISODES, (config.seed, round, PHASE_SEED["train_agent"], 1 << 20))
+        seed_path = (config.seed, round, PHASE_SEED["train_agent"], 1 << 20)
+        self.vec = Envs(config, EPISODES, seed_path)
+        self.generator = torch.Generator(model.scale.device).manual_seed(seed_from(*seed_path))
         self.sums = torch.zeros(EPISODES, device=model.scale.device)
         self.to_come = torch.ones_like(self.sums)  # the discount of the next step: what is still to come counts so much
         self.running = torch.ones_like(self.sums, dtype=torch.bool)
@@ -62,10 +64,10 @@ class Trial:
         self.obs: np.ndarray | None = None
 
     def play(self, steps: int) -> None:
-        """The likeliest actions for so many steps."""
+        """So many steps more."""
         obs = self.vec.reset() if self.obs is None else self.obs
         some = replace(self.config, num_steps=steps)
-        roll, self.obs, _ = rollout(self.agent, self.vec, obs, some, None, self.sums.device)
+        roll, self.obs, _ = rollout(self.agent, self.vec, obs, some, self.generator, self.sums.device)
         self.model.score(roll)
         for t in range(steps):
             self.sums += self.to_come * roll.rewards[t] * self.running
@@ -89,8 +91,8 @@ def worth(
     heed: Callable[[], None] = lambda: None,
     clock: Callable[[], float] = time.monotonic,
 ) -> list[torch.Tensor]:
-    """For each agent the worth of each of some episodes, (EPISODES,), the likeliest actions taken: what training makes
-    the most of, the predicted reward discounted, per step.
+    """For each agent the worth of each of some episodes, (EPISODES,): what training makes the most of, the predicted
+    reward of drawn actions, discounted, per step.
 
     An episode that ends goes on for ever with what its end is worth; one that is cut off counts as far as it went, and
     so do all where it takes longer than SECONDS, at the same step for each agent. With episode_ends "hide" the next one

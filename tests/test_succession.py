@@ -21,7 +21,7 @@ from rlhf_gym.config import Config, resolve
 from rlhf_gym.control import Control
 from rlhf_gym.envs import EnvInfo
 from rlhf_gym.monitor import Monitor
-from rlhf_gym.seeds import PHASE_SEED
+from rlhf_gym.seeds import PHASE_SEED, seed_from
 from rlhf_gym.store import START, Session, Where
 
 CPU = torch.device("cpu")
@@ -70,7 +70,7 @@ def balancer(agent: train.Agent) -> train.Agent:
         first.weight[0] = torch.tensor([0.05, 0.1, 1.0, 0.4])
         second.weight[0] = torch.eye(len(second.weight))[0]
         third.weight.zero_()
-        third.weight[:, 0] = torch.tensor([-5.0, 5.0])
+        third.weight[:, 0] = torch.tensor([-50.0, 50.0])
     return agent
 
 
@@ -115,7 +115,8 @@ def test_the_worth_of_an_episode_is_what_training_makes_the_most_of() -> None:
     [found] = succession.worth([falls], model, config, 3)
     vec = envs.Envs(config, succession.EPISODES, (config.seed, 3, PHASE_SEED["train_agent"], 1 << 20))
     some = replace(config, num_steps=succession.CHUNK, gae_lambda=1.0)
-    roll, _, _ = train.rollout(falls, vec, vec.reset(), some, None, CPU)
+    generator = torch.Generator().manual_seed(seed_from(config.seed, 3, PHASE_SEED["train_agent"], 1 << 20))
+    roll, _, _ = train.rollout(falls, vec, vec.reset(), some, generator, CPU)
     vec.close()
     model.score(roll)
     assert roll.terminated.any(0).all()
@@ -204,6 +205,13 @@ def at_round_one(tmp_path: Path) -> Iterator[tuple[Session, loop.Loop, io.String
     session.close()
 
 
+def surer(agent: train.Agent) -> None:
+    """It draws what is likeliest more often."""
+    last: Any = agent.actor[-1]
+    with torch.no_grad():
+        last.weight *= 20
+
+
 class Seen:
     """Stands for train_agent: notes how sure the agent is that it gets, and turns it round where it is to get worse."""
 
@@ -214,11 +222,13 @@ class Seen:
         self.largest.append(largest(agent))
         if self.worse:
             turned_round(agent)
+        else:
+            surer(agent)
         return 1024
 
 
 def largest(agent: train.Agent) -> float:
-    """Weight of the policy's last layer; 5 of the one that keeps the pole up."""
+    """Weight of the policy's last layer; 50 of the one that keeps the pole up."""
     last: Any = agent.actor[-1]
     return float(last.weight.detach().abs().max())
 
@@ -231,10 +241,10 @@ def test_a_round_that_makes_the_agent_worse_keeps_the_one_of_before_and_says_so(
     seen = Seen(worse)
     monkeypatch.setattr(loop, "train_agent", seen)
     loop.fit_agent(whole, Where(1, 0, "train_agent", 0, 0))
-    assert seen.largest == [pytest.approx(0.5)]
+    assert seen.largest == [pytest.approx(5.0)]
     found = Snapshot.load(session.checkpoint(1))
     assert (found.round, found.last_label_id, found.global_step) == (1, 3, 1024)
-    assert largest(found.agent) == pytest.approx(5.0 if worse else 0.5)
+    assert largest(found.agent) == pytest.approx(50.0 if worse else 100.0)
     assert ("that one is kept" in out.getvalue()) == worse
     names = ("worth", "worth_before", "kept")
     worth, before, kept = (session.metrics(f"charts/{name}", "train_agent")[-1] for name in names)
@@ -261,7 +271,7 @@ def test_where_the_person_wants_it_so_what_was_trained_is_taken(
     seen = Seen(worse=True)
     monkeypatch.setattr(loop, "train_agent", seen)
     loop.fit_agent(whole, Where(1, 0, "train_agent", 0, 0))
-    firm = 5.0 if case == "practice" else 0.5  # more of the same reward: nothing to begin anew for
+    firm = 50.0 if case == "practice" else 5.0  # more of the same reward: nothing to begin anew for
     assert seen.largest == [pytest.approx(firm)] * (2 if case == "longer" else 1)
     assert largest(Snapshot.load(session.checkpoint(1)).agent) == pytest.approx(firm)
     assert session.metrics("charts/kept", "train_agent") == []
