@@ -149,7 +149,7 @@ class Settings:
     keep_better: bool = True
     """Keep the agent of before where the reward model clearly likes it better than the one just trained (vectors)."""
     value_warmup_iterations: int = 2
-    """Rollouts at the start of a round on which only the value is rescaled and fitted, since the reward changed."""
+    """Rollouts at the start of a round on which the value alone is fitted, once it is on the new reward's scale."""
 
     frameskip: int = 4
     """Emulator frames per step (Atari)."""

@@ -26,6 +26,7 @@ EPISODES = 8  # one in each environment
 STEPS = 400  # of each at most
 CHUNK = 50  # steps between looks at the clock and at what the person wants
 SECONDS = 30.0  # for both agents
+GAMMA = 0.99  # at least, in the comparison: with less the first second of an episode would decide it
 SURE = 2.0  # standard errors by which the agent of before must be liked better
 
 
@@ -57,6 +58,7 @@ class Trial:
         seed_path = (config.seed, round, PHASE_SEED["train_agent"], 1 << 20)
         self.vec = Envs(config, EPISODES, seed_path)
         self.generator = torch.Generator(model.scale.device).manual_seed(seed_from(*seed_path))
+        self.gamma = max(config.gamma, GAMMA)
         self.sums = torch.zeros(EPISODES, device=model.scale.device)
         self.to_come = torch.ones_like(self.sums)  # the discount of the next step: what is still to come counts so much
         self.running = torch.ones_like(self.sums, dtype=torch.bool)
@@ -71,14 +73,14 @@ class Trial:
         self.model.score(roll)
         for t in range(steps):
             self.sums += self.to_come * roll.rewards[t] * self.running
-            self.to_come = torch.where(self.running, self.config.gamma * self.to_come, self.to_come)
+            self.to_come = torch.where(self.running, self.gamma * self.to_come, self.to_come)
             if self.config.episode_ends == "absorb":
                 self.after = torch.where(self.running & roll.terminated[t], roll.absorbing[t], self.after)
                 self.running = self.running & ~(roll.terminated[t] | roll.truncated[t])
 
     def worth(self) -> torch.Tensor:
         """The discounted mean of the predicted reward of each episode (EPISODES,), and of what comes after its end."""
-        seen = (1 - self.config.gamma) * self.sums
+        seen = (1 - self.gamma) * self.sums
         return torch.where(self.after.isnan(), seen / (1 - self.to_come), seen + self.to_come * self.after)
 
 
@@ -91,8 +93,8 @@ def worth(
     heed: Callable[[], None] = lambda: None,
     clock: Callable[[], float] = time.monotonic,
 ) -> list[torch.Tensor]:
-    """For each agent the worth of each of some episodes, (EPISODES,): what training makes the most of, the predicted
-    reward of drawn actions, discounted, per step.
+    """For each agent the worth of each of some episodes, (EPISODES,): the predicted reward of drawn actions per step,
+    later ones discounted.
 
     An episode that ends goes on for ever with what its end is worth; one that is cut off counts as far as it went, and
     so do all where it takes longer than SECONDS, at the same step for each agent. With episode_ends "hide" the next one

@@ -527,7 +527,7 @@ def train_agent(
 
     Args:
         score: fills in the rewards to learn from, of a rollout and its true rewards (see `RewardModel.score`).
-        warmup: iterations at the beginning on which only the value is fitted.
+        warmup: iterations that begin with rescaling the value (two at most) and fit it alone, unless there are few.
         state, save: an in-phase checkpoint to go on from, and where to put one.
         report: called after each iteration with (steps done, steps to do, metrics); true ends the training.
         team: the processes that train together, each with its share of the environments (see `Team.run`).
@@ -572,7 +572,7 @@ def train_agent(
             score(roll, true_rewards)
             watch.lap("reward")
             value_only = iteration < min(warmup, iterations // 4)  # a short round must move the policy, too
-            if iteration < warmup:
+            if iteration < min(warmup, values.TIMES):
                 values.rescale(agent, roll, config, team)
             advantages, returns = gae(roll, config)
             stats = update(agent, optimizer, roll, advantages, returns, config, generator, value_only, team)

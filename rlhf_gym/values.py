@@ -1,9 +1,9 @@
 """The value when the reward has changed under it.
 
-Each reward model puts zero somewhere else, and has a spread of its own. The value of the round before is then wrong by
-several times what it differs from state to state (docs/benchmarks.md). While it is too high an end, which is worth what
-the new reward model says, looks like a great loss, and the agent learns to stand still; while it is too low, like a
-gain. Returns that bootstrap from the value itself mend that only slowly, from rollout to rollout.
+Each reward model's zero is the mean of the clips labeled so far, and that moves. The value of the round before is then
+wrong by several times what it differs from state to state (docs/benchmarks.md). While it is too high an end, which is
+worth what the new reward model says, looks like a great loss, and the agent learns to stand still; while it is too low,
+like a gain. Returns that bootstrap from the value itself mend that only slowly, from rollout to rollout.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from rlhf_gym.team import Team
     from rlhf_gym.train import Agent, Rollout
 
-MOST = 2.0  # times which the value is spread out at once: of one that is the same everywhere chance makes anything
+TIMES = 2  # rollouts at the start of a round with which it is done: with each the chance in them comes in anew
+MOST = 2.0  # that the value is multiplied by at once
+DIFFERS = 1e-6  # of its mean square: what differs less is the same in all states, and only chance would multiply it
 
 
 @torch.no_grad()
@@ -27,18 +29,18 @@ def rescale(agent: Agent, roll: Rollout, config: Config, team: Team) -> None:
     """Brings the agent's value, and what the rollout noted of it, to the scale of the rollout's rewards, in place.
 
     V becomes a V + b, the two numbers that solve the temporal-difference equations of the rollout: the errors
-    r + gamma V' - V then have a mean of zero and do not go with V (least squares, Bradtke and Barto 1996). An end is
-    worth what `train.gae` takes it for. All processes of a team find the same numbers.
+    r + gamma V' - V then have a mean of zero and, unless 0 <= a <= MOST forbids it, do not go with V (least squares,
+    Bradtke and Barto 1996). An end is worth what `train.gae` takes it for. All processes of a team find the same two.
     """
     over = roll.terminated & (config.episode_ends == "absorb")
     reward = roll.rewards + over * (config.gamma / (1 - config.gamma)) * roll.absorbing
     fall = roll.values - config.gamma * ~over * roll.next_values  # of V by the step: what its reward should be
     one = 1 - config.gamma * (~over).float()  # the same if V were one everywhere
-    terms = (reward, fall, one, roll.values * reward, roll.values * fall, roll.values * one)
-    means = torch.stack([term.cpu().double().mean() for term in terms])
-    r, f, e, vr, vf, ve = team.all_gather(means[None]).mean(0).tolist()
+    reward, fall, one, v = (x.cpu().double() for x in (reward, fall, one, roll.values))
+    means = torch.stack([x.mean() for x in (reward, fall, one, v * reward, v * fall, v * one, v, v * v)])
+    r, f, e, vr, vf, ve, m, vv = team.all_gather(means[None]).mean(0).tolist()
     spread = vf - ve * f / e
-    a = min(max((vr - ve * r / e) / spread, 0.0), MOST) if spread > 0 else 1.0
+    a = min(max((vr - ve * r / e) / spread, 0.0), MOST) if spread > 0 and vv - m * m > DIFFERS * vv else 1.0
     b = (r - a * f) / e
     last: Any = agent.critic[-1] if isinstance(agent.critic, nn.Sequential) else agent.critic
     last.weight *= a

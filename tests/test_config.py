@@ -273,7 +273,7 @@ ORDER = [
     {"cards", "drawing", "parquet", "trajectories"},
     {"adopt", "labelers", "normalizer"},
     {"labels"},
-    {"fast", "honesty", "potential", "team"},
+    {"fast", "honesty", "potential", "team", "values"},
     {"stretch"},
     {"train"},
     {"board"},
@@ -325,6 +325,7 @@ NEEDS_ONLY = {
     "team": {"config", "seeds"},
     "stretch": {"config", "envs", "episodes", "team"},
     "potential": set(),
+    "values": {"config"},
     "train": {
         "config",
         "envs",
@@ -337,6 +338,7 @@ NEEDS_ONLY = {
         "seeds",
         "stretch",
         "team",
+        "values",
     },
 }
 

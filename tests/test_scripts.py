@@ -612,6 +612,7 @@ def test_the_benchmark_of_the_carried_value_has_a_row_for_each_later_round(monke
     assert all(len(row) == len(head) == 9 for row in rows)
     numbers = [float(part) for row in rows for cell in row[1:] for part in cell.split(" ± ")]
     assert all(math.isfinite(number) for number in numbers)
+    assert all(row[3:6] != row[6:9] for row in rows)  # as it was, and rescaled
 
 
 @pytest.mark.parametrize(
@@ -619,7 +620,8 @@ def test_the_benchmark_of_the_carried_value_has_a_row_for_each_later_round(monke
     [
         (["cartpol"], "no task 'cartpol'"),
         (["dot"], "dot is of images"),
-        (["cartpole", "--rounds", "1"], "--rounds 1 has"),
+        (["cartpole", "--rounds", "1"], "give 2 or more"),
+        (["cartpole", "--value-warmup-iterations", "0"], "nothing is rescaled"),
     ],
 )
 def test_what_the_benchmark_of_the_carried_value_cannot_do_is_told(args, says, monkeypatch):

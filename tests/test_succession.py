@@ -107,8 +107,7 @@ def test_the_worth_of_an_episode_counts_what_comes_after_its_end() -> None:
     assert succession.worth([up], model, replace(config, episode_ends="hide"), 0)[0].mean() == pytest.approx(2)
 
 
-def test_the_worth_of_an_episode_is_what_training_makes_the_most_of() -> None:
-    """One that gets much and falls may be worth more than one that lasts, or an agent that stands would stay for ever."""
+def test_the_worth_of_an_episode_is_its_discounted_return_as_training_has_it() -> None:
     agent, config, info = agent_and_config("CartPole-v1")
     model = new_reward_model(info, config, CPU, 0)
     turned_round(falls := balancer(agent))

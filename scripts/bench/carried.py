@@ -54,8 +54,9 @@ def error(agent: train.Agent, model: train.RewardModel, config: Config) -> tuple
     roll, _, _ = train.rollout(agent, vec, vec.reset(), some, torch.Generator().manual_seed(5), CPU)
     vec.close()
     model.score(roll)
-    worth = train.gae(roll, some)[1][:COUNTED]
-    over = roll.values[:COUNTED] - worth
+    known = torch.stack([~roll.truncated[t : t + BEYOND].any(0) for t in range(COUNTED)])  # not by the value itself
+    worth = train.gae(roll, some)[1][:COUNTED][known]
+    over = roll.values[:COUNTED][known] - worth
     return f"{over.mean():.1f} ± {over.std():.1f}", f"{worth.mean():.1f} ± {worth.std():.1f}"
 
 
@@ -69,9 +70,11 @@ def fitted(before: train.Agent, model: train.RewardModel, config: Config, rescal
     for done in range(1, AFTER[-1] + 1):
         roll, obs, _ = train.rollout(agent, vec, obs, config, generator, CPU, None, learner)
         model.score(roll)
-        if rescales and done <= config.value_warmup_iterations:
+        if rescales and done <= min(config.value_warmup_iterations, values.TIMES):
             values.rescale(agent, roll, config, Team())
         train.update(agent, optimizer, roll, *train.gae(roll, config), config, generator, value_only=True)
+        if agent.normalizer is not None:
+            agent.normalizer.update(roll.obs.flatten(0, 1))
         found += [error(agent, model, config)[0]] if done in AFTER else []
     vec.close()
     return found
@@ -102,7 +105,9 @@ def main() -> None:
     if info.image:
         raise UserError(f"{command.task} is of images: give a task of vectors.")
     if config.rounds < 2:
-        raise UserError(f"--rounds {config.rounds} has no round that begins with a value: give 2 or more.")
+        raise UserError(f"--rounds {config.rounds}: give 2 or more, since the first round begins with no value.")
+    if config.value_warmup_iterations == 0:
+        raise UserError("With --value-warmup-iterations 0 nothing is rescaled: give 1 or more.")
     with tempfile.TemporaryDirectory() as directory:
         session = catalog.create_session(Path(directory), "bench", config, info=info.as_json())
         loop.run(session, config, info, Monitor(session, Console(file=io.StringIO())))
