@@ -26,7 +26,7 @@ EPISODES = 8  # one in each environment
 STEPS = 400  # of each at most
 CHUNK = 50  # steps between looks at the clock and at what the person wants
 SECONDS = 30.0  # for both agents
-GAMMA = 0.99  # at least, in the comparison: with less the first second of an episode would decide it
+GAMMA = 0.99  # at least, by which a later end counts for less: else none would after a second
 SURE = 2.0  # standard errors by which the agent of before must be liked better
 
 
@@ -58,9 +58,7 @@ class Trial:
         seed_path = (config.seed, round, PHASE_SEED["train_agent"], 1 << 20)
         self.vec = Envs(config, EPISODES, seed_path)
         self.generator = torch.Generator(model.scale.device).manual_seed(seed_from(*seed_path))
-        self.gamma = max(config.gamma, GAMMA)
-        self.sums = torch.zeros(EPISODES, device=model.scale.device)
-        self.to_come = torch.ones_like(self.sums)  # the discount of the next step: what is still to come counts so much
+        self.sums, self.lengths = torch.zeros(2, EPISODES, device=model.scale.device)
         self.running = torch.ones_like(self.sums, dtype=torch.bool)
         self.after = torch.full_like(self.sums, torch.nan)
         self.obs: np.ndarray | None = None
@@ -72,16 +70,15 @@ class Trial:
         roll, self.obs, _ = rollout(self.agent, self.vec, obs, some, self.generator, self.sums.device)
         self.model.score(roll)
         for t in range(steps):
-            self.sums += self.to_come * roll.rewards[t] * self.running
-            self.to_come = torch.where(self.running, self.gamma * self.to_come, self.to_come)
+            self.sums, self.lengths = self.sums + roll.rewards[t] * self.running, self.lengths + self.running
             if self.config.episode_ends == "absorb":
                 self.after = torch.where(self.running & roll.terminated[t], roll.absorbing[t], self.after)
                 self.running = self.running & ~(roll.terminated[t] | roll.truncated[t])
 
     def worth(self) -> torch.Tensor:
-        """The discounted mean of the predicted reward of each episode (EPISODES,), and of what comes after its end."""
-        seen = (1 - self.gamma) * self.sums
-        return torch.where(self.after.isnan(), seen / (1 - self.to_come), seen + self.to_come * self.after)
+        """The mean predicted reward of each episode (EPISODES,), and of what comes after its end."""
+        share = torch.where(self.after.isnan(), 0.0, max(self.config.gamma, GAMMA) ** self.lengths)
+        return (1 - share) * self.sums / self.lengths + share * self.after.nan_to_num()
 
 
 @torch.no_grad()
@@ -93,12 +90,12 @@ def worth(
     heed: Callable[[], None] = lambda: None,
     clock: Callable[[], float] = time.monotonic,
 ) -> list[torch.Tensor]:
-    """For each agent the worth of each of some episodes, (EPISODES,): the predicted reward of drawn actions per step,
-    later ones discounted.
+    """For each agent the worth of each of some episodes, (EPISODES,): the mean predicted reward of drawn actions.
 
-    An episode that ends goes on for ever with what its end is worth; one that is cut off counts as far as it went, and
-    so do all where it takes longer than SECONDS, at the same step for each agent. With episode_ends "hide" the next one
-    goes on in its place.
+    After n steps an end counts for as much as lies beyond them, discounted: gamma^n of the whole. So a robot that has
+    begun to run and still falls may be worth more than one that stands. An episode that is cut off counts as far as it
+    went, and so do all where it takes longer than SECONDS, at the same step for each agent. With episode_ends "hide"
+    the next one goes on in its place.
 
     Args:
         heed: called now and then; it may break this off by raising.

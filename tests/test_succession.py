@@ -107,19 +107,31 @@ def test_the_worth_of_an_episode_counts_what_comes_after_its_end() -> None:
     assert succession.worth([up], model, replace(config, episode_ends="hide"), 0)[0].mean() == pytest.approx(2)
 
 
-def test_the_worth_of_an_episode_is_its_discounted_return_as_training_has_it() -> None:
+def test_of_steps_alike_an_end_takes_as_much_as_in_training() -> None:
     agent, config, info = agent_and_config("CartPole-v1")
-    model = new_reward_model(info, config, CPU, 0)
+    model = judge(info, config)
     turned_round(falls := balancer(agent))
     [found] = succession.worth([falls], model, config, 3)
-    vec = envs.Envs(config, succession.EPISODES, (config.seed, 3, PHASE_SEED["train_agent"], 1 << 20))
+    seed_path = (config.seed, 3, PHASE_SEED["train_agent"], 1 << 20)
+    vec, generator = envs.Envs(config, succession.EPISODES, seed_path), torch.Generator()
     some = replace(config, num_steps=succession.CHUNK, gae_lambda=1.0)
-    generator = torch.Generator().manual_seed(seed_from(config.seed, 3, PHASE_SEED["train_agent"], 1 << 20))
-    roll, _, _ = train.rollout(falls, vec, vec.reset(), some, generator, CPU)
+    roll, _, _ = train.rollout(falls, vec, vec.reset(), some, generator.manual_seed(seed_from(*seed_path)), CPU)
     vec.close()
     model.score(roll)
     assert roll.terminated.any(0).all()
     assert torch.allclose(found, (1 - config.gamma) * train.gae(roll, some)[1][0], rtol=1e-4)
+
+
+def test_who_runs_and_falls_late_is_worth_more_than_who_stands_and_that_more_than_who_falls_at_once() -> None:
+    agent, config, info = agent_and_config("CartPole-v1")
+    trial = succession.Trial(agent, judge(info, config), config, 0)
+    trial.vec.close()
+    trial.lengths = torch.tensor([206.0, 400.0, 20.0])
+    trial.sums = trial.lengths * torch.tensor([0.164, 0.085, 0.164])
+    trial.after = torch.tensor([-0.08, math.nan, -0.08])
+    runs, stands, stumbles = trial.worth().tolist()
+    assert runs > stands > stumbles
+    assert trial.sums[0] + (400 - 206) * trial.after[0] < trial.sums[1]  # though in so many steps it gets less
 
 
 def test_an_episode_that_was_cut_off_counts_as_far_as_it_went(monkeypatch: pytest.MonkeyPatch) -> None:
