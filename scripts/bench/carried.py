@@ -1,6 +1,6 @@
 """How wrong the value that a round begins with is, and how soon that is mended.
 
-    python scripts/bench/carried.py walker --seed 5 --rounds 4
+    python scripts/bench/carried.py walker --seed 5 --rounds 4 --soften-policy 0.3
 
 Plays a session of that task (scripts/bench/tasks.py) with the synthetic labeler. Then each round after the first begins
 anew: the agent of before, softened if the session softens it, and the new reward model. Its value is fitted alone for
