@@ -26,7 +26,7 @@ EPISODES = 8  # one in each environment
 STEPS = 400  # of each at most
 CHUNK = 50  # steps between looks at the clock and at what the person wants
 SECONDS = 30.0  # for both agents
-GAMMA = 0.99  # at least, by which a later end counts for less: else none would after a second
+GAMMA = 0.99  # at least: with less, as in Pendulum, no end after the first second or two would count
 SURE = 2.0  # standard errors by which the agent of before must be liked better
 
 
