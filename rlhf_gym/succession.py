@@ -19,14 +19,14 @@ from torch import nn
 
 from rlhf_gym.config import Config
 from rlhf_gym.envs import Envs
-from rlhf_gym.seeds import PHASE_SEED, seed_from
+from rlhf_gym.episodes import mean_reward
+from rlhf_gym.seeds import PHASE_SEED
 from rlhf_gym.train import Agent, RewardModel, rollout
 
 EPISODES = 8  # one in each environment
 STEPS = 400  # of each at most
 CHUNK = 50  # steps between looks at the clock and at what the person wants
 SECONDS = 30.0  # for both agents
-GAMMA = 0.99  # at least: with less, as in Pendulum, no end after the first second or two would count
 SURE = 2.0  # standard errors by which the agent of before must be liked better
 
 
@@ -55,19 +55,17 @@ class Trial:
 
     def __init__(self, agent: Agent, model: RewardModel, config: Config, round: int) -> None:
         self.agent, self.model, self.config = agent, model, config
-        seed_path = (config.seed, round, PHASE_SEED["train_agent"], 1 << 20)
-        self.vec = Envs(config, EPISODES, seed_path)
-        self.generator = torch.Generator(model.scale.device).manual_seed(seed_from(*seed_path))
+        self.vec = Envs(config, EPISODES, (config.seed, round, PHASE_SEED["train_agent"], 1 << 20))
         self.sums, self.lengths = torch.zeros(2, EPISODES, device=model.scale.device)
         self.running = torch.ones_like(self.sums, dtype=torch.bool)
         self.after = torch.full_like(self.sums, torch.nan)
         self.obs: np.ndarray | None = None
 
     def play(self, steps: int) -> None:
-        """So many steps more."""
+        """The likeliest actions for so many steps."""
         obs = self.vec.reset() if self.obs is None else self.obs
         some = replace(self.config, num_steps=steps)
-        roll, self.obs, _ = rollout(self.agent, self.vec, obs, some, self.generator, self.sums.device)
+        roll, self.obs, _ = rollout(self.agent, self.vec, obs, some, None, self.sums.device)
         self.model.score(roll)
         for t in range(steps):
             self.sums, self.lengths = self.sums + roll.rewards[t] * self.running, self.lengths + self.running
@@ -75,10 +73,10 @@ class Trial:
                 self.after = torch.where(self.running & roll.terminated[t], roll.absorbing[t], self.after)
                 self.running = self.running & ~(roll.terminated[t] | roll.truncated[t])
 
-    def worth(self) -> torch.Tensor:
-        """The mean predicted reward of each episode (EPISODES,), and of what comes after its end."""
-        share = torch.where(self.after.isnan(), 0.0, max(self.config.gamma, GAMMA) ** self.lengths)
-        return (1 - share) * self.sums / self.lengths + share * self.after.nan_to_num()
+    def worth(self, horizon: int) -> torch.Tensor:
+        """The mean predicted reward of each episode (EPISODES,), as long as `horizon` where it has ended by itself."""
+        rest = torch.where(self.after.isnan(), 0.0, horizon - self.lengths)
+        return mean_reward(self.sums, self.lengths, self.after.nan_to_num(), rest)
 
 
 @torch.no_grad()
@@ -90,12 +88,11 @@ def worth(
     heed: Callable[[], None] = lambda: None,
     clock: Callable[[], float] = time.monotonic,
 ) -> list[torch.Tensor]:
-    """For each agent the worth of each of some episodes, (EPISODES,): the mean predicted reward of drawn actions.
+    """For each agent the mean predicted reward of each of some episodes, (EPISODES,), the likeliest actions taken.
 
-    After n steps an end counts for as much as lies beyond them, discounted: gamma^n of the whole. So a robot that has
-    begun to run and still falls may be worth more than one that stands. An episode that is cut off counts as far as it
-    went, and so do all where it takes longer than SECONDS, at the same step for each agent. With episode_ends "hide"
-    the next one goes on in its place.
+    An episode that ends goes on with what its end is worth; one that is cut off counts as far as it went, and so do
+    all where it takes longer than SECONDS, at the same step for each agent. With episode_ends "hide" the next one goes
+    on in its place.
 
     Args:
         heed: called now and then; it may break this off by raising.
@@ -117,7 +114,7 @@ def worth(
                 heed()
                 trial.play(steps)
             done += steps
-        return [trial.worth() for trial in trials]
+        return [trial.worth(horizon) for trial in trials]
 
 
 def kept(trained: torch.Tensor, before: torch.Tensor) -> bool:
