@@ -3,7 +3,6 @@
 import importlib.util
 import inspect
 import json
-import math
 import os
 import re
 import runpy
@@ -596,36 +595,3 @@ def test_what_the_benchmark_of_learning_cannot_do_is_told(args, says, monkeypatc
     monkeypatch.setattr(sys, "argv", ["learning.py", *args])
     with pytest.raises(UserError, match=says):
         learning.main()
-
-
-# scripts/bench/carried.py
-
-
-def test_the_benchmark_of_the_carried_value_has_a_row_for_each_later_round(monkeypatch, capsys):
-    carried = load(BENCH / "carried.py")
-    monkeypatch.setattr(sys, "argv", ["carried.py", "cartpole", "--rounds", "3", *SHORT[2:]])
-    monkeypatch.setattr(carried, "COUNTED", 20)
-    monkeypatch.setattr(carried, "BEYOND", 20)
-    carried.main()
-    head, _, *rows = (line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines())
-    assert [row[0] for row in rows] == ["1", "2"]
-    assert all(len(row) == len(head) == 9 for row in rows)
-    numbers = [float(part) for row in rows for cell in row[1:] for part in cell.split(" ± ")]
-    assert all(math.isfinite(number) for number in numbers)
-    assert all(row[3:6] != row[6:9] for row in rows)  # as it was, and rescaled
-
-
-@pytest.mark.parametrize(
-    ("args", "says"),
-    [
-        (["cartpol"], "no task 'cartpol'"),
-        (["dot"], "dot is of images"),
-        (["cartpole", "--rounds", "1"], "give 2 or more"),
-        (["cartpole", "--value-warmup-iterations", "0"], "nothing is rescaled"),
-    ],
-)
-def test_what_the_benchmark_of_the_carried_value_cannot_do_is_told(args, says, monkeypatch):
-    carried = load(BENCH / "carried.py")
-    monkeypatch.setattr(sys, "argv", ["carried.py", *args])
-    with pytest.raises(UserError, match=says):
-        carried.main()

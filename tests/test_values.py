@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from typing import Any
 
 import pytest
@@ -10,8 +12,9 @@ from torch import Tensor
 
 from rlhf_gym import envs, train, values
 from rlhf_gym.checkpoints import new_agent
-from rlhf_gym.config import Config, resolve
+from rlhf_gym.config import Config, UserError, resolve
 from rlhf_gym.team import Team
+from scripts.bench import carried
 
 CPU = torch.device("cpu")
 
@@ -23,7 +26,7 @@ def agent_and_config(env_id: str, **settings: Any) -> tuple[train.Agent, Config]
     return new_agent(info, config, CPU), config
 
 
-def walk(config: Config, agent: train.Agent, ends: bool) -> tuple[train.Rollout, Tensor]:
+def walk(config: Config, ends: bool) -> tuple[train.Rollout, Tensor]:
     """A rollout of (200, 3) through twenty states in turn, and what each of its steps is truly worth.
 
     Each state has a reward of its own; with `ends` every last one ends the episode, and gives -2 for ever after.
@@ -48,7 +51,7 @@ def walk(config: Config, agent: train.Agent, ends: bool) -> tuple[train.Rollout,
 @pytest.mark.parametrize(("a", "b"), [(1.0, 0.0), (1.0, 35.0), (1.7, -20.0), (0.2, 4.0), (0.0, 9.0)])
 def test_rewards_on_another_scale_and_with_another_zero_put_the_value_there_too(a: float, b: float, ends: bool) -> None:
     agent, config = agent_and_config("CartPole-v1")
-    roll, worth = walk(config, agent, ends)
+    roll, worth = walk(config, ends)
     roll.values = worth.clone()  # right, by the rewards of before
     for rewards in (roll.rewards, roll.absorbing):
         rewards.mul_(a).add_(b * (1 - config.gamma))  # b in each step, for ever
@@ -64,7 +67,7 @@ def test_rewards_on_another_scale_and_with_another_zero_put_the_value_there_too(
 
 def test_where_resets_are_hidden_an_end_is_a_step_like_any_other() -> None:
     agent, config = agent_and_config("CartPole-v1", episode_ends="hide")
-    roll, worth = walk(config, agent, ends=False)
+    roll, worth = walk(config, ends=False)
     roll.values = worth.clone()
     roll.rewards += 1
     roll.terminated = torch.rand(200, 3) < 0.1
@@ -74,7 +77,7 @@ def test_where_resets_are_hidden_an_end_is_a_step_like_any_other() -> None:
 
 def test_what_does_not_differ_or_goes_the_wrong_way_is_not_blown_up() -> None:
     agent, config = agent_and_config("CartPole-v1")
-    roll, worth = walk(config, agent, ends=False)
+    roll, worth = walk(config, ends=False)
     roll.values, roll.next_values = 3 + 1e-4 * torch.randn(2, *worth.shape)
     before = agent.critic[-1].weight.clone()  # type: ignore[index]
     values.rescale(agent, roll, config, Team())
@@ -115,3 +118,44 @@ def test_a_rounds_training_begins_with_a_value_on_the_rewards_scale(env_id: str,
     assert trained(warmup=0) == pytest.approx(before, abs=1e-3)
     assert trained(warmup=2) == pytest.approx(5 / (1 - config.gamma), rel=0.02)
     assert trained(warmup=9) == pytest.approx(5 / (1 - config.gamma), rel=0.02)
+
+
+# scripts/bench/carried.py
+
+SHORT = (
+    "--pairs-per-round", "4", "--clip-seconds", "0.5", "--agent-steps-per-round", "200", "--num-envs", "2",
+    "--num-steps", "32", "--num-minibatches", "2", "--update-epochs", "1", "--ensemble-size", "2", "--reward-steps", "5",
+    "--eval-episodes", "1",
+)  # fmt: skip
+
+
+def test_the_benchmark_of_the_carried_value_has_a_row_for_each_later_round(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["carried.py", "cartpole", "--rounds", "3", *SHORT])
+    monkeypatch.setattr(carried, "COUNTED", 20)
+    monkeypatch.setattr(carried, "BEYOND", 20)
+    carried.main()
+    head, _, *rows = (line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines())
+    assert [row[0] for row in rows] == ["1", "2"]
+    assert all(len(row) == len(head) == 9 for row in rows)
+    numbers = [float(part) for row in rows for cell in row[1:] for part in cell.split(" ± ")]
+    assert all(math.isfinite(number) for number in numbers)
+    assert all(row[3:6] != row[6:9] for row in rows)  # as it was, and rescaled
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["cartpol"], "no task 'cartpol'"),
+        (["dot"], "dot is of images"),
+        (["cartpole", "--rounds", "1"], "give 2 or more"),
+        (["cartpole", "--value-warmup-iterations", "0"], "nothing is rescaled"),
+    ],
+)
+def test_what_the_benchmark_of_the_carried_value_cannot_do_is_told(
+    args: list[str], says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["carried.py", *args])
+    with pytest.raises(UserError, match=says):
+        carried.main()
