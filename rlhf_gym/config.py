@@ -200,7 +200,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         reward_potential=True,  # what a landing is: where it came to, and how (docs/benchmarks.md)
     ),
     "mujoco": MUJOCO | dict(initial_std=0.37),  # flailing less it learns more (docs/benchmarks.md)
-    "mujoco-falls": MUJOCO,  # with less than a standard deviation of one Hopper stands still (docs/benchmarks.md)
+    "mujoco-falls": MUJOCO,  # with a standard deviation below one Hopper may stand still (docs/benchmarks.md)
     "atari": dict(
         agent_steps_per_round=100_000, pairs_per_round=40, anneal_lr=False, num_minibatches=8,
         target_kl=0.03,  # else it moves too far at once to play well (docs/benchmarks.md), and takes longer
