@@ -340,7 +340,7 @@ def test_what_a_step_led_to_matters_to_a_potential_alone(cartpole: Path, potenti
 def test_ppo_here_and_a_learner_that_takes_ends_for_worthless_see_the_same(taught_one: rlhf_gym.Taught) -> None:
     """One-step temporal differences of gae, and of the wrapper's rewards with nothing after a termination."""
     taught = taught_one
-    config = dataclasses.replace(taught.config, num_steps=64, gae_lambda=0.0)
+    config = dataclasses.replace(taught.config, num_steps=256, gae_lambda=0.0)
     vec = Envs(config, 2, (5,))
     start = vec.reset()
     seeds = vec.episode_seeds.copy()
@@ -352,7 +352,7 @@ def test_ppo_here_and_a_learner_that_takes_ends_for_worthless_see_the_same(taugh
     for i in range(2):
         env = rlhf_gym.RewardWrapper(gymnasium.make("CartPole-v1"), taught)
         env.reset(seed=int(seeds[i]))
-        for t in range(64):
+        for t in range(256):
             _, reward, terminated, truncated, _ = env.step(int(roll.actions[t, i]))
             after = 0.0 if terminated else config.gamma * float(roll.next_values[t, i])
             assert reward + after - float(roll.values[t, i]) == pytest.approx(float(advantages[t, i]), abs=2e-3)
