@@ -368,7 +368,7 @@ def fit_agent(loop: Loop, where: Where) -> None:
         model = checkpoints.new_reward_model(loop.info, config, loop.device, number)
         checkpoints.load_reward(model, state["reward"])
         if number > 0 and teaches_anew and not state["training"]:
-            succession.soften(before.agent, succession.softness(config, number), config.initial_std)
+            succession.soften(before.agent, *succession.softness(config, number))
         # what the person asked for is taken as it is; with images a comparison would take long
         may_compare = config.keep_better and plan is None and not loop.info.image
         with loop.monitor.phase(number, "train_agent", "steps") as report:

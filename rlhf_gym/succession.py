@@ -30,23 +30,25 @@ SECONDS = 30.0  # for both agents
 SURE = 2.0  # standard errors by which the agent of before must be liked better
 
 
-def softness(config: Config, number: int) -> float:
-    """The factor for `soften` at the start of that round, 1 or later; the n-th root of --soften-policy if it fades."""
-    return config.soften_policy ** (1 / number if config.soften_fades else 1)
+def softness(config: Config, number: int) -> tuple[float, float]:
+    """The factor and the standard deviation for `soften` at the start of that round, 1 or later.
+
+    If it fades the factor is the n-th root of --soften-policy.
+    """
+    factor = config.soften_policy ** (1 / number if config.soften_fades else 1)
+    return factor, config.round_std if factor == 1 else max(config.round_std, config.initial_std)
 
 
 def soften(agent: Agent, factor: float, std: float) -> None:
     """Makes the policy more random, in place: its last layer times `factor`, its standard deviation `std` at least.
 
-    What lies below that layer stays, and so does the value.
+    What lies below that layer stays, and so does the value. A factor of 1 and a standard deviation of 0 change nothing.
     """
-    if factor == 1:
-        return
     last: Any = agent.actor[-1] if isinstance(agent.actor, nn.Sequential) else agent.actor
     with torch.no_grad():
         last.weight *= factor
         last.bias *= factor
-        if not agent.discrete:
+        if not agent.discrete and std > 0:
             agent.log_std.clamp_(min=math.log(std))
 
 

@@ -573,7 +573,7 @@ def train_agent(
             watch.lap("reward")
             value_only = iteration < min(warmup, iterations // 4)  # a short round must move the policy, too
             if iteration < min(warmup, values.TIMES):
-                values.rescale(agent, roll, config, team)
+                values.begin(agent, roll, config, team, value_only)
             advantages, returns = gae(roll, config)
             stats = update(agent, optimizer, roll, advantages, returns, config, generator, value_only, team)
             if agent.normalizer is not None:

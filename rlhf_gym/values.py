@@ -1,9 +1,12 @@
-"""The value when the reward has changed under it.
+"""What an agent brings along from the round before: its value, when the reward has changed, and its policy.
 
 Each reward model's zero is the mean of the clips labeled so far, and that moves. The value of the round before is then
 wrong by several times what it differs from state to state (docs/benchmarks.md). While it is too high an end, which is
 worth what the new reward model says, looks like a great loss, and the agent learns to stand still; while it is too low,
 like a gain. Returns that bootstrap from the value itself mend that only slowly, from rollout to rollout.
+
+And an agent that has pushed as hard as it can means to push harder still, since what lies beyond the bounds of an
+action is cut off. There noise changes nothing, so it learns nothing else from the new reward.
 """
 
 from __future__ import annotations
@@ -22,6 +25,30 @@ if TYPE_CHECKING:
 TIMES = 2  # rollouts at the start of a round with which it is done: with each the chance in them comes in anew
 MOST = 2.0  # that the value is multiplied by at once
 DIFFERS = 1e-6  # of its mean square: what differs less is the same in all states, and only chance would multiply it
+
+
+def begin(agent: Agent, roll: Rollout, config: Config, team: Team, value_only: bool) -> None:
+    """What is done with one of the first TIMES rollouts of a round, in place.
+
+    Args:
+        value_only: whether the policy stays as it is for this rollout, so that it may differ from the one that played.
+    """
+    rescale(agent, roll, config, team)
+    if value_only and config.round_std > 0 and not agent.discrete:
+        bound(agent, roll, team)
+
+
+@torch.no_grad()
+def bound(agent: Agent, roll: Rollout, team: Team) -> None:
+    """Brings the means of continuous actions back to the bounds of [-1, 1], in place.
+
+    Each output of the policy's last layer is divided by its root mean square over the rollout where that is above one.
+    """
+    means, _ = agent(roll.obs.flatten(0, 1))  # (T N, A)
+    factor = (1 / team.all_gather(means.square().mean(0)[None]).mean(0).sqrt()).clamp_max(1.0)
+    last: Any = agent.actor[-1] if isinstance(agent.actor, nn.Sequential) else agent.actor
+    last.weight.mul_(factor[:, None])
+    last.bias.mul_(factor)
 
 
 @torch.no_grad()

@@ -47,8 +47,13 @@ def test_a_softened_policy_tries_more_and_its_value_stays(env_id: str) -> None:
     )
     policy, value = agent(obs)
     entropy = agent.log_prob(policy, agent.sample(policy, None))[1]
-    succession.soften(agent, 1.0, 1.0)
+    was = {name: tensor.clone() for name, tensor in agent.state_dict().items()}
+    succession.soften(agent, 1.0, 0.0)
+    assert all(torch.equal(tensor, was[name]) for name, tensor in agent.state_dict().items())
+    succession.soften(agent, 1.0, 0.2)  # the standard deviation alone
     assert torch.equal(agent(obs)[0], policy)
+    if not agent.discrete:
+        assert agent.log_std.exp().item() == pytest.approx(0.2)
     succession.soften(agent, 0.1, 0.5)
     found, same_value = agent(obs)
     assert torch.allclose(found, 0.1 * policy)
@@ -56,7 +61,7 @@ def test_a_softened_policy_tries_more_and_its_value_stays(env_id: str) -> None:
     assert (agent.log_prob(found, agent.sample(found, None))[1] > entropy).all()
     if not agent.discrete:
         assert agent.log_std.exp().item() == pytest.approx(0.5)
-        succession.soften(agent, 0.1, 0.2)  # at least
+        succession.soften(agent, 1.0, 0.2)  # at least
         assert agent.log_std.exp().item() == pytest.approx(0.5)
 
 
@@ -270,13 +275,21 @@ def test_longer_asked_for_while_both_are_compared_is_heard(at_round_one: Any, mo
 @pytest.mark.parametrize(("fades", "factors"), [(False, [0.1, 0.1, 0.1]), (True, [0.1, 0.1**0.5, 0.1**0.25])])
 def test_softening_fades_from_round_to_round(fades: bool, factors: list[float]) -> None:
     config = Config(soften_policy=0.1, soften_fades=fades)
-    assert [succession.softness(config, number) for number in (1, 2, 4)] == pytest.approx(factors)
+    assert [succession.softness(config, number)[0] for number in (1, 2, 4)] == pytest.approx(factors)
+
+
+@pytest.mark.parametrize(
+    ("factor", "round_std", "expected"), [(1.0, 0.0, 0.0), (1.0, 0.3, 0.3), (0.1, 0.3, 0.5), (0.1, 0.7, 0.7)]
+)
+def test_a_round_begins_with_a_standard_deviation(factor: float, round_std: float, expected: float) -> None:
+    config = Config(soften_policy=factor, round_std=round_std, initial_std=0.5)
+    assert succession.softness(config, 3) == (factor, expected)
 
 
 def test_a_round_is_softened_by_as_much_as_its_number_says(at_round_one: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     _, whole, _ = at_round_one
     given: list[tuple[float, float]] = []
-    monkeypatch.setattr(succession, "softness", lambda config, number: 0.1 + number)
+    monkeypatch.setattr(succession, "softness", lambda config, number: (0.1 + number, 0.5))
     monkeypatch.setattr(succession, "soften", lambda agent, *how: given.append(how))
     loop.fit_agent(whole, Where(1, 0, "train_agent", 0, 0))
     assert given == [(1.1, 0.5)]

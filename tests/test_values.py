@@ -120,6 +120,51 @@ def test_a_rounds_training_begins_with_a_value_on_the_rewards_scale(env_id: str,
     assert trained(warmup=9) == pytest.approx(5 / (1 - config.gamma), rel=0.02)
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_means_beyond_the_bounds_are_brought_back_and_others_left(processes: int) -> None:
+    agent, _ = agent_and_config("HalfCheetah-v5")
+    with torch.no_grad():
+        agent.actor[-1].weight.mul_(0).add_(torch.randn(6, 64))  # type: ignore[index]
+        agent.actor[-1].bias.copy_(torch.tensor([-30.0, 0.0, 0.0, 0.0, 0.0, 30.0]))  # type: ignore[index]
+        for part in (agent.actor[-1].weight, agent.actor[-1].bias):  # type: ignore[index]
+            part[1] *= 1e-3  # this one stays well within
+    config = Config(num_envs=2, num_steps=50, normalize_obs=False)
+    obs = torch.randn(50, 2, 17)
+    roll, _ = walk(config, ends=False)
+    roll.obs = obs
+    before, value = agent(obs.flatten(0, 1))
+
+    class Several(Team):
+        def all_gather(self, rows: Tensor) -> Tensor:  # all of them found the same
+            return rows.repeat(processes, 1)
+
+    values.bound(agent, roll, Several())
+    after, same = agent(obs.flatten(0, 1))
+    assert torch.equal(after[:, 1], before[:, 1])
+    others = [0, 2, 3, 4, 5]
+    assert (before[:, others].square().mean(0) > 2).all()
+    assert torch.allclose(after[:, others].square().mean(0), torch.ones(5), rtol=1e-4)
+    assert torch.allclose(after / after.square().mean(0).sqrt(), before / before.square().mean(0).sqrt(), atol=1e-4)
+    assert torch.equal(same, value)
+
+
+@pytest.mark.parametrize(("round_std", "warmup", "bounded"), [(0.5, 2, True), (0.0, 2, False), (0.5, 0, False)])
+@pytest.mark.parametrize("fast", [False, True])
+def test_a_round_with_a_standard_deviation_brings_means_back_to_the_bounds(
+    round_std: float, warmup: int, bounded: bool, fast: bool
+) -> None:
+    settings: dict[str, Any] = dict(num_envs=2, num_steps=32, num_minibatches=2, learning_rate=1e-8, fast=fast)
+    agent, config = agent_and_config("Pendulum-v1", round_std=round_std, **settings)
+    with torch.no_grad():
+        agent.actor[-1].bias.fill_(3.0)  # type: ignore[index]
+
+    def score(roll: train.Rollout, _true: Any) -> None:
+        roll.rewards = torch.full_like(roll.values, 0.1)
+
+    train.train_agent(agent, score, config, CPU, steps=9 * 64, seed_path=(1, 2), warmup=warmup)
+    assert agent(torch.zeros(1, 3))[0].item() == pytest.approx(1.0 if bounded else 3.0, abs=0.1)
+
+
 # scripts/bench/carried.py
 
 SHORT = (

@@ -86,7 +86,7 @@ def rows(session: Session, config: Config) -> list[list[str]]:
         before, model = Snapshot.load(session.checkpoint(number - 1)), Snapshot.load(session.checkpoint(number)).reward
         if model is None:
             continue
-        succession.soften(before.agent, succession.softness(config, number), config.initial_std)
+        succession.soften(before.agent, *succession.softness(config, number))
         was, worth = error(before.agent, model, config)
         ways = [fitted(before.agent, model, config, rescales) for rescales in (False, True)]
         table.append([str(number), worth, was, *ways[0], *ways[1]])

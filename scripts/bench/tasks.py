@@ -151,7 +151,9 @@ TASKS = {
     ),
     "bipedalwalker": Task("BipedalWalker-v3", rounds=10, settings={"pairs_per_round": 40}),
     "halfcheetah": Task("HalfCheetah-v5", rounds=10, settings={"pairs_per_round": 35}),
-    "hopper": Task("Hopper-v5", rounds=10, settings={"pairs_per_round": 35}),
+    "hopper": Task(
+        "Hopper-v5", rounds=10, settings={"pairs_per_round": 35, "gamma": 0.995, "round_std": 0.5}
+    ),
     "walker": Task("Walker2d-v5", rounds=10, settings={"pairs_per_round": 35}),
     "backflip": Task(
         "Hopper-v5", rounds=10, taste="backflip", measure="flips", at_least=0.8,
