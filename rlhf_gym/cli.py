@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import _thread
 import dataclasses
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -49,11 +51,32 @@ if TYPE_CHECKING:
     from rlhf_gym.store import Session
     from rlhf_gym.team import Team
 
+AGAIN_SECONDS = 0.05
+
 
 def main() -> None:
     """Entry point of `rlhf-gym`."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # `kill` and a machine that shuts down: like Ctrl-C
+    sys.unraisablehook = interrupt_again
     leave(run_command(sys.argv[1:]))
+
+
+def interrupt_again(ignored: sys.UnraisableHookArgs) -> None:
+    """A Ctrl-C that came where Python can only ignore it, in a callback of a weak reference, comes again soon after."""
+    if ignored.exc_type is not KeyboardInterrupt:
+        sys.__unraisablehook__(ignored)
+        return
+    main = threading.main_thread().ident
+    assert main is not None
+
+    def again() -> None:
+        time.sleep(AGAIN_SECONDS)  # until the callback is over
+        if sys.platform == "win32":
+            _thread.interrupt_main()
+        else:
+            signal.pthread_kill(main, signal.SIGINT)  # also ends its wait for something
+
+    _thread.start_new_thread(again, ())  # a threading.Thread would take locks that may be held here
 
 
 def leave(status: int) -> NoReturn:

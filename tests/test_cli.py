@@ -10,6 +10,8 @@ import re
 import shlex
 import shutil
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +20,7 @@ from typing import Any
 import av
 import httpx
 import pytest
-from processes import TINY, Result, Spawned, command
+from processes import ROOT, TINY, Result, Spawned, command
 
 from rlhf_gym import catalog
 from rlhf_gym.config import Config
@@ -576,6 +578,33 @@ def test_ctrl_c_in_every_phase(tmp_path: Path, phase: str) -> None:
     assert not session.running()
     assert session.where().phase in (phase, "collect", "label")  # the agent of the start is recorded during label
     session.close()
+
+
+IGNORED = """
+import signal, sys, time, weakref
+from rlhf_gym import cli
+
+class Thing:
+    pass
+
+def list_sessions(_command):
+    thing = Thing()
+    _seen = weakref.ref(thing, lambda _: signal.raise_signal(signal.SIGINT))
+    del thing
+    time.sleep(120)
+    return 0
+
+cli.list_sessions = list_sessions
+sys.argv = ["rlhf-gym", "list"]
+cli.main()
+"""
+
+
+def test_ctrl_c_where_python_ignores_it_is_raised_again() -> None:
+    """As when SQLAlchemy's engines of before are collected: a callback of a weak reference cannot raise."""
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    ended = subprocess.run([sys.executable, "-c", IGNORED], capture_output=True, text=True, env=env, timeout=60)
+    assert (ended.returncode, ended.stderr) == (130, "")
 
 
 @pytest.mark.full
