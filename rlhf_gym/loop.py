@@ -34,7 +34,7 @@ from rlhf_gym.segments import Segment, load_clip, save_segment
 from rlhf_gym.store import START, TRAINING, Pair, Session, Where
 from rlhf_gym.team import Team
 from rlhf_gym.train import RewardModel, train_agent, train_reward
-from rlhf_gym.wishes import LONGER, Plan
+from rlhf_gym.wishes import LONGER, base_of
 
 EVAL_SECONDS = 30.0
 MAX_CHECKPOINT_SECONDS = 60.0
@@ -59,19 +59,21 @@ class Loop:
     live: Live | None  # where pictures are wanted
     team: Team = field(default_factory=Team)  # those that train the agent
 
-    def plan(self, number: int) -> Plan | None:
-        return self.session.wishes().plan(number)
+    def planned(self, number: int) -> int | None:
+        """The round whose agent the person planned a round to begin with."""
+        plan = self.session.wishes().plan(number)
+        return plan.agent if plan is not None else None
 
-    def before(self, number: int, plan: Plan | None = None) -> Snapshot:
-        """What a round begins with: the agent of the round before, or of the one that the person went back to, and
-        in any case the newest reward model."""
+    def before(self, number: int, base: int | None = None) -> Snapshot:
+        """What a round begins with: the agent of the round before, or of another one, the base; and in any case the
+        newest reward model."""
         newest = Snapshot.load(self.session.checkpoint(number - 1), self.device, self.config)
-        if plan is None or plan.agent == number - 1:
+        if base is None or base == number - 1:
             return newest
-        if not self.session.checkpoint(plan.agent).exists():  # it was damaged
-            self.monitor.say(f"There is no agent of round {plan.agent} any more: going on from the newest.")
+        if not self.session.checkpoint(base).exists():  # it was damaged
+            self.monitor.say(f"There is no agent of round {base} any more: going on from the newest.")
             return newest
-        chosen = Snapshot.load(self.session.checkpoint(plan.agent), self.device, self.config)
+        chosen = Snapshot.load(self.session.checkpoint(base), self.device, self.config)
         return replace(chosen, reward=newest.reward, last_label_id=newest.last_label_id, forgotten=newest.forgotten)
 
 
@@ -223,7 +225,7 @@ def collect_pairs(loop: Loop, where: Where) -> None:
         longer *= 2
     session.drop_metrics(number, "train_agent")
     with loop.monitor.phase(number, "collect", "clips") as report:
-        before = loop.before(number, loop.plan(number))
+        before = loop.before(number, loop.planned(number))
         original = whatif.original_of(session)
         if original is not None and number < len(original.until):
             return whatif.recall(session, original, before, number, report)
@@ -289,7 +291,7 @@ def fit_reward(loop: Loop, where: Where) -> None:
         if any(p.choice is None for p in batch) and not session.wishes().closed(number, where.attempt):
             partial.unlink()  # an undo came first
             return
-    before = loop.before(number, loop.plan(number))
+    before = loop.before(number, loop.planned(number))
     until, after = state["last_label_id"], state["forgotten"]
     labels = load_labels(session, before.agent.from_env, config.seed, config.ensemble_size, after, until)
     for sentence in labels.damaged if labels is not None else []:
@@ -347,8 +349,9 @@ def fit_agent(loop: Loop, where: Where) -> None:
     the agent that they chose begins again on the same reward model.
     """
     session, config, number = loop.session, loop.config, where.round
-    partial, plan = session.partial(number, "train_agent"), loop.plan(number)
-    before = loop.before(number, plan)
+    partial, plan = session.partial(number, "train_agent"), session.wishes().plan(number)
+    base = base_of(plan, number, config.anew_round)
+    before = loop.before(number, base)
     state: dict[str, Any]
     teaches_anew = partial.exists()
     if teaches_anew:
@@ -369,8 +372,10 @@ def fit_agent(loop: Loop, where: Where) -> None:
         checkpoints.load_reward(model, state["reward"])
         if number > 0 and teaches_anew and not state["training"]:
             succession.soften(before.agent, *succession.softness(config, number))
+            if plan is None and base != number - 1:
+                loop.monitor.say(f"Round {number} trains an untrained agent anew (--anew-round {config.anew_round}).")
         # what the person asked for is taken as it is; with images a comparison would take long
-        may_compare = config.keep_better and plan is None and not loop.info.image
+        may_compare = config.keep_better and plan is None and base == number - 1 and not loop.info.image
         with loop.monitor.phase(number, "train_agent", "steps") as report:
             while True:
                 gains, chosen = train_part(loop, number, before, model, state, report), before

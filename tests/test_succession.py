@@ -255,6 +255,35 @@ def test_where_the_person_wants_it_so_what_was_trained_is_taken(
     assert session.metrics("charts/kept", "train_agent") == []
 
 
+@pytest.mark.parametrize(
+    ("anew_round", "planned", "begins"),
+    [(1, None, "untrained"), (2, None, "before"), (0, None, "before"), (1, 0, "before")],
+)
+def test_a_round_trains_an_untrained_agent_where_the_settings_say_so(
+    anew_round: int, planned: int | None, begins: str, at_round_one: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is kept, however it compares, unless the person planned the round."""
+    session, whole, out = at_round_one
+    whole.config = replace(whole.config, anew_round=anew_round)
+    untrained = Snapshot.load(session.checkpoint(START))
+    last: Any = untrained.agent.actor[-1]
+    last.weight.data *= 0.4
+    untrained.save(session.checkpoint(START))
+    if planned is not None:
+        session.add_event("plan", 1, agent=planned, practice=False)
+        whole.control.next_turn()
+    seen = Seen(worse=True)
+    monkeypatch.setattr(loop, "train_agent", seen)
+    loop.fit_agent(whole, Where(1, 0, "train_agent", 0, 0))
+    assert seen.largest == [pytest.approx(0.2 if begins == "untrained" else 0.5)]
+    compared = session.metrics("charts/kept", "train_agent")
+    assert bool(compared) == (begins == "before" and planned is None)
+    told = f"Round 1 trains an untrained agent anew (--anew-round {anew_round})"
+    assert (told in out.getvalue()) == (begins == "untrained")
+    if begins == "untrained":
+        assert largest(Snapshot.load(session.checkpoint(1)).agent) == pytest.approx(0.2)
+
+
 def test_longer_asked_for_while_both_are_compared_is_heard(at_round_one: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     session, whole, _ = at_round_one
     seen, worth = Seen(worse=False), succession.worth

@@ -7,7 +7,7 @@ from collections import Counter
 from pydantic import BaseModel, Field, FiniteFloat, ValidationError
 
 from rlhf_gym.store import START, Session
-from rlhf_gym.wishes import Wishes
+from rlhf_gym.wishes import Wishes, base_of
 from webui.state import show_video
 
 
@@ -47,13 +47,13 @@ class WallAnswer(BaseModel):
 
 def read_wall(session: Session) -> WallAnswer:
     """Every round that has an agent; predictions of one reward model alone, since others are not comparable."""
-    wishes = session.wishes()
+    wishes, anew = session.wishes(), session.config.anew_round
     means = session.true_returns()
     stds = {m["round"]: m["value"] for m in session.metrics("eval/std", "record")}
     verdicts = {number: read_verdict(session, number) for number in session.trained_rounds()}
     judge = pick_judge(list(verdicts.values()))
     rounds = [
-        show_round(session, wishes, number, verdict if verdict.judge == judge else drop_predictions(verdict))
+        show_round(session, wishes, number, verdict if verdict.judge == judge else drop_predictions(verdict), anew)
         for number, verdict in verdicts.items()
     ]
     for row in rounds:
@@ -79,10 +79,10 @@ def drop_predictions(verdict: Verdict) -> Verdict:
     return verdict.model_copy(update={"predicted": None, "mean": None})
 
 
-def show_round(session: Session, wishes: Wishes, number: int, verdict: Verdict) -> WallRound:
+def show_round(session: Session, wishes: Wishes, number: int, verdict: Verdict, anew_round: int) -> WallRound:
     plan = wishes.plan(number)
     video = show_video(session, number, session.video(number))
-    base = plan.agent if plan is not None else number - 1
+    base = base_of(plan, number, anew_round)
     return WallRound(
         round=number,
         title="untrained" if number == START else f"round {number}",
