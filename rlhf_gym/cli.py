@@ -72,9 +72,9 @@ def interrupt_again(ignored: sys.UnraisableHookArgs) -> None:
     def again() -> None:
         time.sleep(AGAIN_SECONDS)  # until the callback is over
         if sys.platform == "win32":
-            _thread.interrupt_main()
-        else:
-            signal.pthread_kill(main, signal.SIGINT)  # also ends its wait for something
+            signal.raise_signal(signal.SIGINT)
+        else:  # to that thread, whose wait for something it ends; in the background of a script SIGINT is ignored
+            signal.pthread_kill(main, signal.SIGTERM)
 
     _thread.start_new_thread(again, ())  # a threading.Thread would take locks that may be held here
 

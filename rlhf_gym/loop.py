@@ -34,7 +34,7 @@ from rlhf_gym.segments import Segment, load_clip, save_segment
 from rlhf_gym.store import START, TRAINING, Pair, Session, Where
 from rlhf_gym.team import Team
 from rlhf_gym.train import RewardModel, train_agent, train_reward
-from rlhf_gym.wishes import LONGER, base_of
+from rlhf_gym.wishes import LONGER, Plan
 
 EVAL_SECONDS = 30.0
 MAX_CHECKPOINT_SECONDS = 60.0
@@ -59,16 +59,15 @@ class Loop:
     live: Live | None  # where pictures are wanted
     team: Team = field(default_factory=Team)  # those that train the agent
 
-    def planned(self, number: int) -> int | None:
-        """The round whose agent the person planned a round to begin with."""
-        plan = self.session.wishes().plan(number)
-        return plan.agent if plan is not None else None
+    def plan(self, number: int) -> Plan | None:
+        return self.session.wishes().plan(number)
 
-    def before(self, number: int, base: int | None = None) -> Snapshot:
-        """What a round begins with: the agent of the round before, or of another one, the base; and in any case the
-        newest reward model."""
+    def before(self, number: int, plan: Plan | None = None, anew: bool = False) -> Snapshot:
+        """What a round begins with: the agent of the round before, or of the one that the person went back to, or the
+        untrained one where it is trained anew; and in any case the newest reward model."""
         newest = Snapshot.load(self.session.checkpoint(number - 1), self.device, self.config)
-        if base is None or base == number - 1:
+        base = START if anew else number - 1 if plan is None else plan.agent
+        if base == number - 1:
             return newest
         if not self.session.checkpoint(base).exists():  # it was damaged
             self.monitor.say(f"There is no agent of round {base} any more: going on from the newest.")
@@ -225,7 +224,7 @@ def collect_pairs(loop: Loop, where: Where) -> None:
         longer *= 2
     session.drop_metrics(number, "train_agent")
     with loop.monitor.phase(number, "collect", "clips") as report:
-        before = loop.before(number, loop.planned(number))
+        before = loop.before(number, loop.plan(number))
         original = whatif.original_of(session)
         if original is not None and number < len(original.until):
             return whatif.recall(session, original, before, number, report)
@@ -291,7 +290,7 @@ def fit_reward(loop: Loop, where: Where) -> None:
         if any(p.choice is None for p in batch) and not session.wishes().closed(number, where.attempt):
             partial.unlink()  # an undo came first
             return
-    before = loop.before(number, loop.planned(number))
+    before = loop.before(number, loop.plan(number))
     until, after = state["last_label_id"], state["forgotten"]
     labels = load_labels(session, before.agent.from_env, config.seed, config.ensemble_size, after, until)
     for sentence in labels.damaged if labels is not None else []:
@@ -349,9 +348,8 @@ def fit_agent(loop: Loop, where: Where) -> None:
     the agent that they chose begins again on the same reward model.
     """
     session, config, number = loop.session, loop.config, where.round
-    partial, plan = session.partial(number, "train_agent"), session.wishes().plan(number)
-    base = base_of(plan, number, config.anew_round)
-    before = loop.before(number, base)
+    partial, plan = session.partial(number, "train_agent"), loop.plan(number)
+    before = loop.before(number, plan)
     state: dict[str, Any]
     teaches_anew = partial.exists()
     if teaches_anew:
@@ -359,10 +357,15 @@ def fit_agent(loop: Loop, where: Where) -> None:
     else:  # practice: no labels, no new reward model
         reward = before.reward.state_dict() if before.reward is not None else {}
         state = {"last_label_id": before.last_label_id, "forgotten": before.forgotten, "reward": reward}
-    state = {"forgotten": 0, "training": {}, "plan": 0, "part": 0, "steps": 0, "early": {}, **state}
+    state = {"forgotten": 0, "training": {}, "plan": 0, "part": 0, "steps": 0, "early": {}, "anew": False, **state}
     if state["plan"] != (plan.id if plan else 0):
         state |= {"training": {}, "plan": plan.id if plan else 0, "part": 0, "steps": 0, "early": {}}
         session.drop_metrics(number, "train_agent")
+    if not state["training"]:
+        asked = plan is None and 0 < number == config.anew_round and session.checkpoint(START).exists()
+        state["anew"] = asked and teaches_anew and bool(state["reward"])
+    if state["anew"]:
+        before = loop.before(number, anew=True)
     session.partial(number, "train_reward").unlink(missing_ok=True)  # if it was killed between the two
     if loop.live is not None:
         loop.live.clear()
@@ -372,11 +375,12 @@ def fit_agent(loop: Loop, where: Where) -> None:
         checkpoints.load_reward(model, state["reward"])
         if number > 0 and teaches_anew and not state["training"]:
             succession.soften(before.agent, *succession.softness(config, number))
-            if plan is None and base != number - 1:
-                loop.monitor.say(f"Round {number} trains an untrained agent anew (--anew-round {config.anew_round}).")
         # what the person asked for is taken as it is; with images a comparison would take long
-        may_compare = config.keep_better and plan is None and base == number - 1 and not loop.info.image
+        may_compare = config.keep_better and plan is None and not state["anew"] and not loop.info.image
         with loop.monitor.phase(number, "train_agent", "steps") as report:
+            if state["anew"] and not state["training"]:
+                loop.monitor.say(f"Round {number} trains the untrained agent anew (--anew-round).")
+                report.put({"charts/anew": 1.0}, before.global_step)
             while True:
                 gains, chosen = train_part(loop, number, before, model, state, report), before
                 if may_compare and session.wishes().longer(number) == 0:

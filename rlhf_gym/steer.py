@@ -5,7 +5,7 @@ from __future__ import annotations
 from rlhf_gym import config as cfg
 from rlhf_gym.config import UserError
 from rlhf_gym.store import START, TRAINING, Session
-from rlhf_gym.wishes import LONGEST, base_of
+from rlhf_gym.wishes import LONGEST
 
 MORE_ROUNDS = 2
 
@@ -81,7 +81,7 @@ def _back(session: Session, to: int | None) -> None:
         known = ", ".join(str(n) for n in trained)
         raise UserError(f"There is no agent of round {to} to go back to: choose one of {known} (-1: untrained).")
     plan = session.wishes().plan(number)
-    base, practice = base_of(plan, number, session.config.anew_round), plan is not None and plan.practice
+    base, practice = (plan.agent, plan.practice) if plan else (number - 1, False)
     if to == base and not practice and where.phase not in ("record", "finished"):
         raise UserError(f"Round {number} goes on from {said(to)} already.")
     # the batch that there is, or that is being collected this moment, shows another agent

@@ -39,9 +39,9 @@ from rlhf_gym.tables import Pair as Pair
 from rlhf_gym.tables import clip_table, label_table
 from rlhf_gym.tables import repeats as repeats
 from rlhf_gym.wishes import NONE
-from rlhf_gym.wishes import START as START
 from rlhf_gym.within import resolve
 
+START = -1  # the round number of the untrained agent; its checkpoint is start.pt
 HALF_WRITTEN = (  # of what the loop alone writes, each aside first; all else in a session is the user's
     ".config.json-*", ".progress.json-*", "checkpoints/.*.pt-*", "videos/.r[0-9]*", "videos/.start.*", "videos/.live.*",
     "clips/*/.[0-9]*.png-*", "clips/*/.[0-9]*.npz-*", "clips/*/.undrawn.npz-*",

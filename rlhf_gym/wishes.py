@@ -26,7 +26,6 @@ from typing import Any
 LONGER = 1.5  # times the clip's length before
 LONGEST = 4.0  # times the length the session began with
 NONE = -1  # no batch
-START = -1  # the round number of the untrained agent
 
 
 @dataclass(frozen=True)
@@ -46,13 +45,6 @@ class Plan:
     agent: int
     practice: bool
     attempt: int
-
-
-def base_of(plan: Plan | None, number: int, anew_round: int) -> int:
-    """The round whose agent the training of a round begins with: as the person planned it, else by --anew-round."""
-    if plan is not None:
-        return plan.agent
-    return START if number > 0 and number == anew_round else number - 1
 
 
 class Wishes:

@@ -316,6 +316,11 @@ def test_what_cannot_change_is_refused(made: Path, setting: tuple[str, ...]) -> 
     assert files_in(made) == before
 
 
+def test_an_agent_anew_in_a_round_that_is_over_is_refused(whole: Path) -> None:
+    result = command("resume", "one", "--rounds", "4", "--anew-round", "1", cwd=whole)
+    refused(result, "--anew-round 1 comes too late: round 2 is the next that can begin untrained.")
+
+
 def test_another_environment_than_the_sessions_own_is_refused(made: Path) -> None:
     before = files_in(made)
     result = command("run", "Acrobot-v1", "--session", "one", *SYNTHETIC, cwd=made)
@@ -600,10 +605,15 @@ cli.main()
 """
 
 
-def test_ctrl_c_where_python_ignores_it_is_raised_again() -> None:
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_ctrl_c_where_python_ignores_it_is_raised_again(name: str) -> None:
     """As when SQLAlchemy's engines of before are collected: a callback of a weak reference cannot raise."""
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    ended = subprocess.run([sys.executable, "-c", IGNORED], capture_output=True, text=True, env=env, timeout=60)
+    env, code = {**os.environ, "PYTHONPATH": str(ROOT)}, IGNORED
+    if name == "SIGTERM":  # a program that a script started in the background hears no Ctrl-C
+        code = code.replace("signal.SIGINT", "signal.SIGTERM").replace(
+            "class", "signal.signal(2, signal.SIG_IGN)\nclass"
+        )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, timeout=60)
     assert (ended.returncode, ended.stderr) == (130, "")
 
 

@@ -19,8 +19,7 @@ from rlhf_gym.control import Control, Replanned, Stopped
 from rlhf_gym.segments import Segment
 from rlhf_gym.steer import other_clips, star, steer
 from rlhf_gym.store import START, Where
-from rlhf_gym.wishes import LONGER, LONGEST, base_of
-from webui.state import read_stored
+from rlhf_gym.wishes import LONGER, LONGEST
 from webui.wall import read_wall
 
 
@@ -101,26 +100,11 @@ def test_training_longer_is_a_round_of_practice_or_another_part(make_session: An
     assert session.wishes().plan(2).agent == START
 
 
-def test_what_a_round_begins_with_by_the_settings_gives_way_to_what_is_planned(make_session: Any) -> None:
-    loop = make_session(pairs=4, anew_round=1)
-    session = loop.session
-    label_all(session, 0)
-    loop.record(0, 10.0)
-    loop.collect(1, 4)
-    assert read_stored(session, "").base == START
-    with pytest.raises(UserError, match="goes on from the untrained agent already"):
-        steer(session, "back", START)
-    steer(session, "back", 0)
-    assert read_stored(session, "").base == 0
-    assert [base_of(None, number, 1) for number in (0, 1, 2)] == [START, START, 1]
-    assert base_of(None, 0, 0) == START
-    assert base_of(None, 3, 0) == 2
-
-
-def test_the_wall_says_which_round_began_untrained(make_session: Any) -> None:
-    loop = make_session(pairs=4, anew_round=1)
+def test_the_wall_says_which_round_trained_the_untrained_agent(make_session: Any) -> None:
+    loop = make_session(pairs=4)
     for number in range(3):
         loop.record(number, 10.0)
+    loop.session.put_metrics(1, "train_agent", 0, {"charts/anew": 1.0})
     assert [row.base for row in read_wall(loop.session).rounds] == [None, START, START, 1]
 
 

@@ -255,33 +255,76 @@ def test_where_the_person_wants_it_so_what_was_trained_is_taken(
     assert session.metrics("charts/kept", "train_agent") == []
 
 
-@pytest.mark.parametrize(
-    ("anew_round", "planned", "begins"),
-    [(1, None, "untrained"), (2, None, "before"), (0, None, "before"), (1, 0, "before")],
-)
-def test_a_round_trains_an_untrained_agent_where_the_settings_say_so(
-    anew_round: int, planned: int | None, begins: str, at_round_one: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It is kept, however it compares, unless the person planned the round."""
-    session, whole, out = at_round_one
-    whole.config = replace(whole.config, anew_round=anew_round)
+def untrained_is_softer(session: Session) -> None:
+    """So that a test can tell it from the agent of round 0."""
     untrained = Snapshot.load(session.checkpoint(START))
     last: Any = untrained.agent.actor[-1]
     last.weight.data *= 0.4
     untrained.save(session.checkpoint(START))
+
+
+@pytest.mark.parametrize(
+    ("anew_round", "planned", "anew"), [(1, None, True), (2, None, False), (0, None, False), (1, 0, False)]
+)
+def test_a_round_trains_the_untrained_agent_where_the_settings_say_so(
+    anew_round: int, planned: int | None, anew: bool, at_round_one: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What comes of it is kept, however it compares; what the person planned for the round goes before."""
+    session, whole, out = at_round_one
+    whole.config = replace(whole.config, anew_round=anew_round)
+    untrained_is_softer(session)
     if planned is not None:
         session.add_event("plan", 1, agent=planned, practice=False)
         whole.control.next_turn()
     seen = Seen(worse=True)
     monkeypatch.setattr(loop, "train_agent", seen)
     loop.fit_agent(whole, Where(1, 0, "train_agent", 0, 0))
-    assert seen.largest == [pytest.approx(0.2 if begins == "untrained" else 0.5)]
-    compared = session.metrics("charts/kept", "train_agent")
-    assert bool(compared) == (begins == "before" and planned is None)
-    told = f"Round 1 trains an untrained agent anew (--anew-round {anew_round})"
-    assert (told in out.getvalue()) == (begins == "untrained")
-    if begins == "untrained":
+    assert seen.largest == [pytest.approx(0.2 if anew else 0.5)]
+    assert bool(session.metrics("charts/kept", "train_agent")) == (not anew and planned is None)
+    assert ("Round 1 trains the untrained agent anew (--anew-round)" in out.getvalue()) == anew
+    assert len(session.metrics("charts/anew", "train_agent")) == int(anew)
+    if anew:
         assert largest(Snapshot.load(session.checkpoint(1)).agent) == pytest.approx(0.2)
+
+
+def test_where_labels_tell_nothing_no_agent_is_trained_anew(at_round_one: Any) -> None:
+    session, whole, _ = at_round_one
+    whole.config = replace(whole.config, anew_round=1)
+    untrained_is_softer(session)
+    save_state(session.partial(1, "train_agent"), {"last_label_id": 3, "reward": {}})
+    loop.fit_agent(whole, Where(1, 0, "train_agent", 0, 0))
+    assert largest(Snapshot.load(session.checkpoint(1)).agent) == pytest.approx(5.0)
+    assert session.metrics("charts/anew") == []
+
+
+@pytest.mark.parametrize("resumed_with", [0, 1])
+def test_training_anew_that_was_killed_ends_as_one_that_was_not(
+    resumed_with: int, at_round_one: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even where the setting has changed meanwhile: what began goes on."""
+    session, whole, _ = at_round_one
+    whole.config = replace(whole.config, anew_round=1)
+    partial, save = session.partial(1, "train_agent"), loop.save_state
+    first = partial.read_bytes()
+    loop.fit_agent(whole, Where(1, 0, "train_agent", 0, 0))
+    undisturbed = Snapshot.load(session.checkpoint(1))
+    session.checkpoint(1).unlink()
+    partial.write_bytes(first)
+
+    def killed(path: Path, state: dict[str, Any]) -> None:
+        save(path, state)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop, "save_state", killed)
+    with pytest.raises(KeyboardInterrupt):
+        loop.fit_agent(whole, Where(1, 0, "train_agent", 0, 0))
+    monkeypatch.setattr(loop, "save_state", save)
+    whole.config = replace(whole.config, anew_round=resumed_with)
+    loop.fit_agent(whole, Where(1, 0, "train_agent", 0, 0))
+    resumed = Snapshot.load(session.checkpoint(1))
+    assert resumed.global_step == undisturbed.global_step == 1024
+    for name, weight in undisturbed.agent.state_dict().items():
+        assert torch.equal(weight, resumed.agent.state_dict()[name]), name
 
 
 def test_longer_asked_for_while_both_are_compared_is_heard(at_round_one: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field, ValidationError
 from rlhf_gym import catalog, store
 from rlhf_gym.config import program
 from rlhf_gym.store import Session
-from rlhf_gym.wishes import Plan, base_of
+from rlhf_gym.wishes import Plan
 
 View = Literal["label", "train", "paused", "finished"]
 
@@ -327,7 +327,7 @@ def read_stored(session: Session, resume: str) -> Stored:
         video=newest_video(session),
         live=read_live(session, where, plan),
         trained=trained,
-        base=base_of(plan, number, config.anew_round),
+        base=plan.agent if plan is not None else number - 1,
         practice=plan is not None and plan.practice,
         star=wishes.star,
         clip_factor=wishes.clip_factor,

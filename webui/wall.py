@@ -7,7 +7,7 @@ from collections import Counter
 from pydantic import BaseModel, Field, FiniteFloat, ValidationError
 
 from rlhf_gym.store import START, Session
-from rlhf_gym.wishes import Wishes, base_of
+from rlhf_gym.wishes import Wishes
 from webui.state import show_video
 
 
@@ -47,16 +47,18 @@ class WallAnswer(BaseModel):
 
 def read_wall(session: Session) -> WallAnswer:
     """Every round that has an agent; predictions of one reward model alone, since others are not comparable."""
-    wishes, anew = session.wishes(), session.config.anew_round
+    wishes, anew = session.wishes(), {m["round"] for m in session.metrics("charts/anew", "train_agent")}
     means = session.true_returns()
     stds = {m["round"]: m["value"] for m in session.metrics("eval/std", "record")}
     verdicts = {number: read_verdict(session, number) for number in session.trained_rounds()}
     judge = pick_judge(list(verdicts.values()))
     rounds = [
-        show_round(session, wishes, number, verdict if verdict.judge == judge else drop_predictions(verdict), anew)
+        show_round(session, wishes, number, verdict if verdict.judge == judge else drop_predictions(verdict))
         for number, verdict in verdicts.items()
     ]
     for row in rounds:
+        if row.round in anew:
+            row.base = START
         row.mean_return, row.std = means.get(row.round), stds.get(row.round)
     return WallAnswer(judge=judge, rounds=rounds)
 
@@ -79,10 +81,10 @@ def drop_predictions(verdict: Verdict) -> Verdict:
     return verdict.model_copy(update={"predicted": None, "mean": None})
 
 
-def show_round(session: Session, wishes: Wishes, number: int, verdict: Verdict, anew_round: int) -> WallRound:
+def show_round(session: Session, wishes: Wishes, number: int, verdict: Verdict) -> WallRound:
     plan = wishes.plan(number)
     video = show_video(session, number, session.video(number))
-    base = base_of(plan, number, anew_round)
+    base = plan.agent if plan is not None else number - 1
     return WallRound(
         round=number,
         title="untrained" if number == START else f"round {number}",
