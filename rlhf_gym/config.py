@@ -149,7 +149,7 @@ class Settings:
     round_std: float = 0.0
     """Standard deviation of actions with which a later round begins, at least, means within bounds; 0: as it was."""
     anew_round: int = 0
-    """Round, from 0, that trains the untrained agent anew on all labels so far, unless you plan it; 0: none does."""
+    """Round, from 0, that trains the untrained agent anew, for twice the steps, unless you plan it; 0: none does."""
     keep_better: bool = True
     """Keep the agent of before where the reward model clearly likes it better than the one just trained (vectors)."""
     value_warmup_iterations: int = 2

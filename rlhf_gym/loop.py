@@ -344,8 +344,8 @@ def clips_foreseen(session: Session, before: Snapshot, batch: list[Pair]) -> dic
 def fit_agent(loop: Loop, where: Where) -> None:
     """Trains the agent on the reward model, from the last in-phase checkpoint if there is one.
 
-    Where the person asks for more, another part of as many steps follows. Where they plan the round anew meanwhile,
-    the agent that they chose begins again on the same reward model.
+    Where the person asks for more another part of as many steps follows, and one where the untrained agent is trained
+    anew. Where they plan the round anew meanwhile, the agent that they chose begins again on the same reward model.
     """
     session, config, number = loop.session, loop.config, where.round
     partial, plan = session.partial(number, "train_agent"), loop.plan(number)
@@ -376,18 +376,18 @@ def fit_agent(loop: Loop, where: Where) -> None:
         if number > 0 and teaches_anew and not state["training"]:
             succession.soften(before.agent, *succession.softness(config, number))
         # what the person asked for is taken as it is; with images a comparison would take long
-        may_compare = config.keep_better and plan is None and not state["anew"] and not loop.info.image
+        may_compare, extra = config.keep_better and plan is None and not loop.info.image, int(state["anew"])
         with loop.monitor.phase(number, "train_agent", "steps") as report:
             if state["anew"] and not state["training"]:
                 loop.monitor.say(f"Round {number} trains the untrained agent anew (--anew-round).")
                 report.put({"charts/anew": 1.0}, before.global_step)
             while True:
                 gains, chosen = train_part(loop, number, before, model, state, report), before
-                if may_compare and session.wishes().longer(number) == 0:
+                if may_compare and session.wishes().longer(number) == 0 and state["part"] == extra:
                     chosen = the_better(loop, number, before, model, state, report)
                 else:  # what a comparison said that was broken off, or came before the person asked for more
                     session.drop_metrics(number, "train_agent", COMPARED)
-                if session.wishes().longer(number) <= state["part"]:
+                if session.wishes().longer(number) + extra <= state["part"]:
                     break
                 state |= {"training": {}, "part": state["part"] + 1}
         before = chosen
@@ -438,7 +438,7 @@ def train_part(
             live.maybe(before.agent, report.elapsed() - since)
             since = report.elapsed()
             metrics["charts/live_share"] = live.share
-        to_come = loop.control.wishes.longer(number) - state["part"]
+        to_come = loop.control.wishes.longer(number) + int(state["anew"]) - state["part"]
         so_far = state["steps"] + done
         metrics |= gains.update(so_far / total, metrics)
         report(so_far, state["steps"] + total * (1 + to_come), metrics, before.global_step + so_far)

@@ -106,6 +106,8 @@ def test_the_wall_says_which_round_trained_the_untrained_agent(make_session: Any
         loop.record(number, 10.0)
     loop.session.put_metrics(1, "train_agent", 0, {"charts/anew": 1.0})
     assert [row.base for row in read_wall(loop.session).rounds] == [None, START, START, 1]
+    loop.session.put_metrics(1, "train_agent", 9, {"charts/kept": 0.0})  # it was held against the one of before
+    assert [row.base for row in read_wall(loop.session).rounds] == [None, START, 0, 1]
 
 
 def test_anew_in_training_keeps_what_the_labels_taught(make_session: Any) -> None:

@@ -269,22 +269,31 @@ def untrained_is_softer(session: Session) -> None:
 def test_a_round_trains_the_untrained_agent_where_the_settings_say_so(
     anew_round: int, planned: int | None, anew: bool, at_round_one: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What comes of it is kept, however it compares; what the person planned for the round goes before."""
+    """For two parts, and then it is compared; what the person planned for the round goes before."""
     session, whole, out = at_round_one
     whole.config = replace(whole.config, anew_round=anew_round)
     untrained_is_softer(session)
     if planned is not None:
         session.add_event("plan", 1, agent=planned, practice=False)
         whole.control.next_turn()
-    seen = Seen(worse=True)
-    monkeypatch.setattr(loop, "train_agent", seen)
+    seen: list[float] = []
+
+    def trained(agent: train.Agent, *args: Any, **named: Any) -> int:
+        seen.append(largest(agent))
+        if len(seen) == 1:  # worse, and stays so
+            turned_round(agent)
+        return 1024
+
+    monkeypatch.setattr(loop, "train_agent", trained)
     loop.fit_agent(whole, Where(1, 0, "train_agent", 0, 0))
-    assert seen.largest == [pytest.approx(0.2 if anew else 0.5)]
-    assert bool(session.metrics("charts/kept", "train_agent")) == (not anew and planned is None)
+    assert seen == [pytest.approx(0.2 if anew else 0.5)] * (2 if anew else 1)
+    kept = session.metrics("charts/kept", "train_agent")
+    assert [m["value"] for m in kept] == ([] if planned is not None else [0.0])
     assert ("Round 1 trains the untrained agent anew (--anew-round)" in out.getvalue()) == anew
     assert len(session.metrics("charts/anew", "train_agent")) == int(anew)
-    if anew:
-        assert largest(Snapshot.load(session.checkpoint(1)).agent) == pytest.approx(0.2)
+    found = Snapshot.load(session.checkpoint(1))
+    assert largest(found.agent) == pytest.approx(5.0 if planned is None else 0.5)
+    assert found.global_step == (2048 if anew else 1024)
 
 
 def test_where_labels_tell_nothing_no_agent_is_trained_anew(at_round_one: Any) -> None:
@@ -322,7 +331,7 @@ def test_training_anew_that_was_killed_ends_as_one_that_was_not(
     whole.config = replace(whole.config, anew_round=resumed_with)
     loop.fit_agent(whole, Where(1, 0, "train_agent", 0, 0))
     resumed = Snapshot.load(session.checkpoint(1))
-    assert resumed.global_step == undisturbed.global_step == 1024
+    assert resumed.global_step == undisturbed.global_step == 2048
     for name, weight in undisturbed.agent.state_dict().items():
         assert torch.equal(weight, resumed.agent.state_dict()[name]), name
 
