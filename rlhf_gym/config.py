@@ -148,8 +148,6 @@ class Settings:
     """Soften less from round to round: by --soften-policy after the first round, then by its square root, and so on."""
     round_std: float = 0.0
     """Standard deviation of actions with which a later round begins, at least, means within bounds; 0: as it was."""
-    anew_round: int = 0
-    """Round, from 0, that trains the untrained agent anew, for twice the steps, unless you plan it; 0: none does."""
     keep_better: bool = True
     """Keep the agent of before where the reward model clearly likes it better than the one just trained (vectors)."""
     value_warmup_iterations: int = 2
@@ -242,7 +240,6 @@ RANGES: dict[str, tuple[float, float]] = {
     "clip_coef": (1e-4, 10), "target_kl": (0, 100), "ent_coef": (0, 10), "vf_coef": (0, 100),
     "max_grad_norm": (1e-6, 1e6),
     "hidden_size": (1, 8192), "initial_std": (1e-3, 10), "soften_policy": (0, 1), "round_std": (0, 10),
-    "anew_round": (0, 100_000),
     "value_warmup_iterations": (0, 10_000), "frameskip": (1, 60),
     "repeat_action_probability": (0, 1), "noop_max": (0, 1000), "frame_stack": (1, 16), "image_size": (36, 512),
     "checkpoint_iterations": (0, 10**9), "eval_episodes": (1, 100_000),

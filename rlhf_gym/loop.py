@@ -62,17 +62,16 @@ class Loop:
     def plan(self, number: int) -> Plan | None:
         return self.session.wishes().plan(number)
 
-    def before(self, number: int, plan: Plan | None = None, anew: bool = False) -> Snapshot:
-        """What a round begins with: the agent of the round before, or of the one that the person went back to, or the
-        untrained one where it is trained anew; and in any case the newest reward model."""
+    def before(self, number: int, plan: Plan | None = None) -> Snapshot:
+        """What a round begins with: the agent of the round before, or of the one that the person went back to, and
+        in any case the newest reward model."""
         newest = Snapshot.load(self.session.checkpoint(number - 1), self.device, self.config)
-        base = START if anew else number - 1 if plan is None else plan.agent
-        if base == number - 1:
+        if plan is None or plan.agent == number - 1:
             return newest
-        if not self.session.checkpoint(base).exists():  # it was damaged
-            self.monitor.say(f"There is no agent of round {base} any more: going on from the newest.")
+        if not self.session.checkpoint(plan.agent).exists():  # it was damaged
+            self.monitor.say(f"There is no agent of round {plan.agent} any more: going on from the newest.")
             return newest
-        chosen = Snapshot.load(self.session.checkpoint(base), self.device, self.config)
+        chosen = Snapshot.load(self.session.checkpoint(plan.agent), self.device, self.config)
         return replace(chosen, reward=newest.reward, last_label_id=newest.last_label_id, forgotten=newest.forgotten)
 
 
@@ -344,8 +343,8 @@ def clips_foreseen(session: Session, before: Snapshot, batch: list[Pair]) -> dic
 def fit_agent(loop: Loop, where: Where) -> None:
     """Trains the agent on the reward model, from the last in-phase checkpoint if there is one.
 
-    Where the person asks for more another part of as many steps follows, and one where the untrained agent is trained
-    anew. Where they plan the round anew meanwhile, the agent that they chose begins again on the same reward model.
+    Where the person asks for more, another part of as many steps follows. Where they plan the round anew meanwhile,
+    the agent that they chose begins again on the same reward model.
     """
     session, config, number = loop.session, loop.config, where.round
     partial, plan = session.partial(number, "train_agent"), loop.plan(number)
@@ -357,15 +356,10 @@ def fit_agent(loop: Loop, where: Where) -> None:
     else:  # practice: no labels, no new reward model
         reward = before.reward.state_dict() if before.reward is not None else {}
         state = {"last_label_id": before.last_label_id, "forgotten": before.forgotten, "reward": reward}
-    state = {"forgotten": 0, "training": {}, "plan": 0, "part": 0, "steps": 0, "early": {}, "anew": False, **state}
+    state = {"forgotten": 0, "training": {}, "plan": 0, "part": 0, "steps": 0, "early": {}, **state}
     if state["plan"] != (plan.id if plan else 0):
         state |= {"training": {}, "plan": plan.id if plan else 0, "part": 0, "steps": 0, "early": {}}
         session.drop_metrics(number, "train_agent")
-    if not state["training"]:
-        asked = plan is None and 0 < number == config.anew_round and session.checkpoint(START).exists()
-        state["anew"] = asked and teaches_anew and bool(state["reward"])
-    if state["anew"]:
-        before = loop.before(number, anew=True)
     session.partial(number, "train_reward").unlink(missing_ok=True)  # if it was killed between the two
     if loop.live is not None:
         loop.live.clear()
@@ -376,18 +370,15 @@ def fit_agent(loop: Loop, where: Where) -> None:
         if number > 0 and teaches_anew and not state["training"]:
             succession.soften(before.agent, *succession.softness(config, number))
         # what the person asked for is taken as it is; with images a comparison would take long
-        may_compare, extra = config.keep_better and plan is None and not loop.info.image, int(state["anew"])
+        may_compare = config.keep_better and plan is None and not loop.info.image
         with loop.monitor.phase(number, "train_agent", "steps") as report:
-            if state["anew"] and not state["training"]:
-                loop.monitor.say(f"Round {number} trains the untrained agent anew (--anew-round).")
-                report.put({"charts/anew": 1.0}, before.global_step)
             while True:
                 gains, chosen = train_part(loop, number, before, model, state, report), before
-                if may_compare and session.wishes().longer(number) == 0 and state["part"] == extra:
+                if may_compare and session.wishes().longer(number) == 0:
                     chosen = the_better(loop, number, before, model, state, report)
                 else:  # what a comparison said that was broken off, or came before the person asked for more
                     session.drop_metrics(number, "train_agent", COMPARED)
-                if session.wishes().longer(number) + extra <= state["part"]:
+                if session.wishes().longer(number) <= state["part"]:
                     break
                 state |= {"training": {}, "part": state["part"] + 1}
         before = chosen
@@ -438,7 +429,7 @@ def train_part(
             live.maybe(before.agent, report.elapsed() - since)
             since = report.elapsed()
             metrics["charts/live_share"] = live.share
-        to_come = loop.control.wishes.longer(number) + int(state["anew"]) - state["part"]
+        to_come = loop.control.wishes.longer(number) - state["part"]
         so_far = state["steps"] + done
         metrics |= gains.update(so_far / total, metrics)
         report(so_far, state["steps"] + total * (1 + to_come), metrics, before.global_step + so_far)

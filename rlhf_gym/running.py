@@ -134,11 +134,6 @@ def check_change(session: Session, config: Config, info: EnvInfo, changes: dict[
         raise UserError(
             f"{flag(counted[0])} cannot change in the middle of training the agent: resume, and change it after."
         )
-    soonest = where.round if where.phase in ("collect", "label", "train_reward") else where.round + 1
-    if "anew_round" in changes and 0 < config.anew_round < soonest:
-        raise UserError(
-            f"--anew-round {config.anew_round} comes too late: round {soonest} is the next that can begin untrained."
-        )
     pairs = session.pairs(where.round, where.attempt)
     clips = session.clips([p.left_clip for p in pairs])
     unseen = [p for p in pairs if not clips[p.left_clip].sheet]

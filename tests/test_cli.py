@@ -316,11 +316,6 @@ def test_what_cannot_change_is_refused(made: Path, setting: tuple[str, ...]) -> 
     assert files_in(made) == before
 
 
-def test_an_agent_anew_in_a_round_that_is_over_is_refused(whole: Path) -> None:
-    result = command("resume", "one", "--rounds", "4", "--anew-round", "1", cwd=whole)
-    refused(result, "--anew-round 1 comes too late: round 2 is the next that can begin untrained.")
-
-
 def test_another_environment_than_the_sessions_own_is_refused(made: Path) -> None:
     before = files_in(made)
     result = command("run", "Acrobot-v1", "--session", "one", *SYNTHETIC, cwd=made)

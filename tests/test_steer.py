@@ -20,7 +20,6 @@ from rlhf_gym.segments import Segment
 from rlhf_gym.steer import other_clips, star, steer
 from rlhf_gym.store import START, Where
 from rlhf_gym.wishes import LONGER, LONGEST
-from webui.wall import read_wall
 
 
 def phase(session: store.Session) -> tuple[int, int, str]:
@@ -98,16 +97,6 @@ def test_training_longer_is_a_round_of_practice_or_another_part(make_session: An
     steer(session, "anew")
     assert phase(session) == (2, 0, "train_agent")
     assert session.wishes().plan(2).agent == START
-
-
-def test_the_wall_says_which_round_trained_the_untrained_agent(make_session: Any) -> None:
-    loop = make_session(pairs=4)
-    for number in range(3):
-        loop.record(number, 10.0)
-    loop.session.put_metrics(1, "train_agent", 0, {"charts/anew": 1.0})
-    assert [row.base for row in read_wall(loop.session).rounds] == [None, START, START, 1]
-    loop.session.put_metrics(1, "train_agent", 9, {"charts/kept": 0.0})  # it was held against the one of before
-    assert [row.base for row in read_wall(loop.session).rounds] == [None, START, 0, 1]
 
 
 def test_anew_in_training_keeps_what_the_labels_taught(make_session: Any) -> None:

@@ -48,9 +48,6 @@ class WallAnswer(BaseModel):
 def read_wall(session: Session) -> WallAnswer:
     """Every round that has an agent; predictions of one reward model alone, since others are not comparable."""
     wishes = session.wishes()
-    anew, kept = (
-        {m["round"]: m["value"] for m in session.metrics(f"charts/{k}", "train_agent")} for k in ("anew", "kept")
-    )
     means = session.true_returns()
     stds = {m["round"]: m["value"] for m in session.metrics("eval/std", "record")}
     verdicts = {number: read_verdict(session, number) for number in session.trained_rounds()}
@@ -60,8 +57,6 @@ def read_wall(session: Session) -> WallAnswer:
         for number, verdict in verdicts.items()
     ]
     for row in rounds:
-        if row.round in anew and kept.get(row.round, 1):
-            row.base = START
         row.mean_return, row.std = means.get(row.round), stds.get(row.round)
     return WallAnswer(judge=judge, rounds=rounds)
 
