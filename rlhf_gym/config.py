@@ -105,6 +105,8 @@ class Settings:
     """From so many labeled clips that end on, all ends count as alike more than each by what is seen there."""
     reward_potential: bool = False
     """Judge a clip also by how far it came: a potential of each number and its size (vectors, ends not hidden)."""
+    reward_quadratic: bool = False
+    """Let members be quadratic functions of what is seen, found at once, in place of networks (vectors)."""
     reward_sees_action: bool = True
     """Predict reward from observation and action, r(o, a), rather than from the observation alone, r(o)."""
 
@@ -223,7 +225,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 FIXED = (
     "env_id", "env_kwargs", "pixels", "episode_ends", "seed", "frameskip", "repeat_action_probability",
     "frame_stack", "image_size", "hidden_size", "normalize_obs", "reward_sees_action", "reward_hidden",
-    "reward_potential", "ensemble_size",
+    "reward_potential", "reward_quadratic", "ensemble_size",
 )  # fmt: skip
 
 # name: (lowest, highest), both allowed
@@ -283,6 +285,11 @@ def validate(config: Config) -> Config:
         raise UserError(
             f"--num-minibatches {config.num_minibatches} is more than the {config.num_envs * config.num_steps} steps "
             "of a rollout: lower it, or raise --num-envs or --num-steps."
+        )
+    if config.reward_quadratic and config.reward_potential:
+        raise UserError(
+            "--reward-quadratic and --reward-potential are two ways to judge a step that do not go together: add "
+            "--no-reward-potential, or leave out --reward-quadratic."
         )
     return config
 

@@ -28,6 +28,7 @@ POTENTIAL = (  # what it adds to r; s stands for potential.spread
     "1 numbers: a (v(beside) - v(o)) of a step that led to beside (o itself, where the episode ended by it); after an "
     "end b v(beside) + c, with beside what was seen just before"
 )
+PRODUCTS = "(x, x_1 x_1, x_1 x_2, ... x_1 x_D, x_2 x_2, x_2 x_3, ... x_D x_D), x the inputs and the action"
 EXAMPLES = 3  # rows of the input that graphs are recorded with: any number but 1, which torch takes for fixed
 
 
@@ -158,6 +159,7 @@ def reward_architecture(model: RewardModel) -> dict[str, Any]:
         "painted_over": [list(region) for region in model.regions],  # top, bottom, left, right
         "convolutions": layers(model.convs, "convs") if model.image else [],
         "sees_action": model.sees_action,
+        "products": None if model.products is None else PRODUCTS,
         "layers": [{"inputs": w.shape[1], "outputs": w.shape[2]} for w in model.weights],
         "activation": "Tanh",  # between the layers
         "ended": f"c + trust * (r - c) + {END_SPEED:g} * absorbing, with c the last bias, and no action",

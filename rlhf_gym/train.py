@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rlhf_gym import fast, values
+from rlhf_gym import fast, quadratic, values
 from rlhf_gym.config import Config
 from rlhf_gym.envs import EnvInfo, Envs
 from rlhf_gym.episodes import Stopwatch
@@ -184,8 +184,9 @@ class RewardModel(nn.Module):
         shape = info.obs_shape[1:] if info.image else (inputs,)  # as in PixelNormalizer
         self.register_buffer("obs_mean", torch.zeros(shape))
         self.register_buffer("obs_std", torch.ones(shape))
-        hidden = [64] if info.image else [config.reward_hidden] * 2
-        sizes = [inputs + actions * self.sees_action, *hidden, 1]
+        told, hidden = inputs + actions * self.sees_action, [64] if info.image else [config.reward_hidden] * 2
+        self.products = quadratic.Products(told) if config.reward_quadratic and not info.image else None
+        sizes = [told, *hidden, 1] if self.products is None else [self.products.outputs, 1]
         self.weights = nn.ParameterList(
             torch.randn(k, a, b) * math.sqrt((2 if b > 1 else 0.1) / a) for a, b in pairwise(sizes)
         )
@@ -198,15 +199,8 @@ class RewardModel(nn.Module):
         self.register_buffer("offset", torch.zeros(k))
         self.regions: list[tuple[int, int, int, int]] = []  # painted over, else it learns to read the score
 
-    def forward(
-        self, obs: Tensor, actions: Tensor, ended: Tensor | None = None, beside: Tensor | None = None
-    ) -> Tensor:
-        """obs (B, *obs_shape), actions (B,) or (B, A) in [-1, 1] -> raw rewards (K, B).
-
-        Args:
-            ended: (B,) bool: whether the step comes after an episode's end in obs, and its action does not count.
-            beside: what stands beside obs (see `Potential.forward`); without it the potential has no part in it.
-        """
+    def sees(self, obs: Tensor, actions: Tensor, ended: Tensor | None) -> Tensor:
+        """What the layers are given of each step, (K, B, inputs); arguments as of forward."""
         if self.image:
             x = standardise(fast.pixels(obs, self.fast), self.obs_mean, self.obs_std)
             for top, bottom, left, right in self.regions:
@@ -221,6 +215,18 @@ class RewardModel(nn.Module):
             if ended is not None:
                 a = torch.where(ended[:, None], 1 / self.num_actions if self.num_actions else 0.0, a)
             x = torch.cat([x, a.expand(self.members, -1, -1)], -1)
+        return x if self.products is None else self.products(x)
+
+    def forward(
+        self, obs: Tensor, actions: Tensor, ended: Tensor | None = None, beside: Tensor | None = None
+    ) -> Tensor:
+        """obs (B, *obs_shape), actions (B,) or (B, A) in [-1, 1] -> raw rewards (K, B).
+
+        Args:
+            ended: (B,) bool: whether the step comes after an episode's end in obs, and its action does not count.
+            beside: what stands beside obs (see `Potential.forward`); without it the potential has no part in it.
+        """
+        x = self.sees(obs, actions, ended)
         for i, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             x = torch.baddbmm(bias, x, weight)
             if i < len(self.weights) - 1:
@@ -305,16 +311,10 @@ def label_loss(logits: Tensor, target: Tensor, mistake_rate: float) -> Tensor:
 
 
 def train_reward(
-    model: RewardModel,
-    labels: Labels,
-    config: Config,
-    device: torch.device,
-    *,
-    state: dict[str, Any] | None = None,
+    model: RewardModel, labels: Labels, config: Config, device: torch.device, *, state: dict[str, Any] | None = None,
     save: Callable[[dict[str, Any]], None] | None = None,
-    report: Callable[[int, int, dict[str, float]], None] | None = None,
-    save_every: int = 200,
-) -> dict[str, float]:
+    report: Callable[[int, int, dict[str, float]], None] | None = None, save_every: int = 200,
+) -> dict[str, float]:  # fmt: skip
     """Fits the reward model to the labels, fixes its scale, and returns what can be said of it.
 
     Args:
@@ -328,7 +328,7 @@ def train_reward(
     count = len(labels.pairs)
     weight, target = labels.weight.to(device), labels.target.to(device)
     mistakes = mistake_rate(labels.pairs, config.assumed_mistake_rate)
-    batch = min(config.reward_batch_pairs, count)
+    loss, batch = partial(label_loss, mistake_rate=mistakes), min(config.reward_batch_pairs, count)
     steps = max(1, min(config.reward_steps, config.reward_epochs * math.ceil(count / batch)))
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=config.reward_learning_rate, weight_decay=config.reward_weight_decay, fused=config.fast
@@ -345,8 +345,11 @@ def train_reward(
         for fixed, found in zip((model.obs_mean, model.obs_std), labels.moments(), strict=True):
             fixed.copy_(found)
         if model.potential is not None:  # first, and for good: what it does not explain is left to the networks
-            model.potential.fit(labels, partial(label_loss, mistake_rate=mistakes), REFERENCE_STEPS)
+            model.potential.fit(labels, loss, REFERENCE_STEPS)
     known = 0 * weight if model.potential is None else model.potential.logits(labels, REFERENCE_STEPS).to(device)
+    if model.products is not None:  # one layer, whose best weights can be found at once
+        quadratic.fit(model, labels, loss, REFERENCE_STEPS, END_SPEED)
+        steps = begin
     model.train()
     for step in range(begin, steps):
         if len(order) < batch:
@@ -355,7 +358,7 @@ def train_reward(
         optimizer.zero_grad()
         for part in fast.parts(pairs, model, labels, config.reward_clip_steps):
             logits = pair_logits(model, labels, part, device, at_most=config.reward_clip_steps, generator=generator)
-            losses.append(label_loss(logits + known[:, part], target[part], mistakes))
+            losses.append(loss(logits + known[:, part], target[part]))
             ((losses[-1] * weight[:, part]).sum() / batch).backward()
         optimizer.step()
         if save is not None and (step + 1) % save_every == 0 and step + 1 < steps:
@@ -373,7 +376,7 @@ def train_reward(
         model.fit_scale(raw, labels.count.to(device), config.gamma)
         model.scale *= (weight * (target != 0.5)).sum(1) > 0  # a member that saw no decided pair knows nothing
         labels.logits = logits = pair_logits(model, labels, torch.arange(count), device, raw)
-    return reward_metrics(logits, label_loss(logits, target, mistakes), target, weight, mistakes)
+    return reward_metrics(logits, loss(logits, target), target, weight, mistakes)
 
 
 # ---------------------------------------------------------------------------------------------- PPO
@@ -507,19 +510,11 @@ def update(
 
 
 def train_agent(
-    agent: Agent,
-    score: Callable[[Rollout, np.ndarray], None],
-    config: Config,
-    device: torch.device,
-    *,
-    steps: int,
-    seed_path: tuple[int, ...],
-    warmup: int = 0,
-    state: dict[str, Any] | None = None,
+    agent: Agent, score: Callable[[Rollout, np.ndarray], None], config: Config, device: torch.device, *, steps: int,
+    seed_path: tuple[int, ...], warmup: int = 0, state: dict[str, Any] | None = None,
     save: Callable[[dict[str, Any]], None] | None = None,
-    report: Callable[[int, int, dict[str, float]], bool | None] | None = None,
-    team: Team | None = None,
-) -> int:
+    report: Callable[[int, int, dict[str, float]], bool | None] | None = None, team: Team | None = None,
+) -> int:  # fmt: skip
     """PPO for at least `steps` steps.
 
     Randomness comes from seed_path alone. From a checkpoint the actions since the environments began are played again

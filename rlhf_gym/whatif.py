@@ -47,7 +47,8 @@ from rlhf_gym.tables import JUDGED, clip_table, event_table, label_table, metric
 from rlhf_gym.wishes import NONE
 
 MAY_CHANGE = (
-    "seed", "ensemble_size", "reward_hidden", "hidden_size", "normalize_obs", "reward_sees_action", "reward_potential",
+    "seed", "ensemble_size", "reward_hidden", "hidden_size", "normalize_obs", "reward_sees_action",
+    "reward_potential", "reward_quadratic",
 )  # fmt: skip
 OF_LABELED_CLIPS = tuple(name for name in FIXED if name not in MAY_CHANGE)  # the clips on disk were made with these
 OF_NEW_CLIPS = (  # and of new labels: a replay has none

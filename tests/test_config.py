@@ -148,7 +148,7 @@ OTHER: dict[str, Any] = {
     "env_id": "Acrobot-v1", "env_kwargs": {"gravity": 1.0}, "pixels": True, "episode_ends": "hide", "seed": 2,
     "frameskip": 2, "repeat_action_probability": 0.0, "frame_stack": 2, "image_size": 64, "hidden_size": 32,
     "normalize_obs": True, "reward_sees_action": False, "ensemble_size": 5, "reward_hidden": 32,
-    "reward_potential": True,
+    "reward_potential": True, "reward_quadratic": True,
 }  # fmt: skip
 
 
@@ -195,6 +195,7 @@ CONFIGS = st.fixed_dictionaries({name: value_of(name) for name in HINTS})
 @given(CONFIGS)
 def test_a_config_survives_json(values: dict[str, Any]) -> None:
     values["num_minibatches"] = min(values["num_minibatches"], values["num_envs"] * values["num_steps"])
+    values["reward_potential"] &= not values["reward_quadratic"]
     config = cfg.validate(Config(**values))
     text = cfg.to_json(config)
     assert cfg.from_json(text) == config
@@ -273,7 +274,7 @@ ORDER = [
     {"cards", "drawing", "parquet", "trajectories"},
     {"adopt", "labelers", "normalizer"},
     {"labels"},
-    {"fast", "honesty", "potential", "team", "values"},
+    {"fast", "honesty", "potential", "quadratic", "team", "values"},
     {"stretch"},
     {"train"},
     {"board"},
@@ -325,6 +326,7 @@ NEEDS_ONLY = {
     "team": {"config", "seeds"},
     "stretch": {"config", "envs", "episodes", "team"},
     "potential": set(),
+    "quadratic": {"config"},
     "values": {"config"},
     "train": {
         "config",
@@ -335,6 +337,7 @@ NEEDS_ONLY = {
         "labels",
         "normalizer",
         "potential",
+        "quadratic",
         "seeds",
         "stretch",
         "team",

@@ -24,13 +24,18 @@ MODELS = {
     "continuous": ("Pendulum-v1", CONTINUOUS),
     "pixels": ("ALE/Pong-v5", PIXELS),
     "potential": ("LunarLander-v3", DISCRETE),
+    "quadratic": ("Hopper-v5", CONTINUOUS),
 }
 
 
 def snapshot_of(name: str) -> Snapshot:
     """Networks in which nothing is as it was made: what a graph leaves out is missed."""
     env_id, info = MODELS[name]
-    more = {"bfloat16": name == "pixels", "reward_potential": name == "potential"}
+    more = {
+        "bfloat16": name == "pixels",
+        "reward_potential": name == "potential",
+        "reward_quadratic": name == "quadratic",
+    }
     config = Config(env_id=env_id, normalize_obs=True, hidden_size=16, reward_hidden=16, **more)
     torch.manual_seed(3)
     agent = Agent(info, config)
@@ -168,6 +173,11 @@ def test_the_architecture_is_enough_without_rlhf_gym(name: str, tmp_path: Path) 
     actions = torch.arange(4) % numbers if numbers else torch.linspace(-1, 1, 8).reshape(4, 2)
     a = torch.eye(numbers)[actions] if numbers else actions
     x = torch.cat([x, a.expand(model["members"], -1, -1)], -1)
+    assert (model["products"] is not None) == (name == "quadratic")
+    if name == "quadratic":
+        assert "x_1 x_D, x_2 x_2" in model["products"]
+        d = x.shape[-1]
+        x = torch.cat([x, *(x[..., i : i + 1] * x[..., j : j + 1] for i in range(d) for j in range(i, d))], -1)
     for i, layer in enumerate(model["layers"]):
         assert w[f"weights.{i}"].shape == (model["members"], layer["inputs"], layer["outputs"])
         x = x @ w[f"weights.{i}"] + w[f"biases.{i}"]

@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +75,9 @@ class Job:
 
 def measured(task: Task, agent: train.Agent, config: Config, info: envs.EnvInfo, number: int) -> dict[str, float]:
     """The agent over EPISODES whole episodes, by the task's measure."""
+    if task.measured_in:
+        config = replace(config, env_kwargs=config.env_kwargs | task.measured_in)
+        info = envs.describe(config)
     score = labelers.load_score(f"scripts.bench.tasks:{task.measure}") if task.measure not in NAMES else None
     found = evaluate.evaluate(agent, config, info, number, EPISODES, score=score)
     value = found[NAMES.get(task.measure, "score_mean")]

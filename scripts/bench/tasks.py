@@ -38,6 +38,8 @@ class Task:
     taste: str = ""
     """A score of clips in this module; empty means the true return."""
     settings: dict[str, Any] = field(default_factory=dict)
+    measured_in: dict[str, Any] = field(default_factory=dict)
+    """What is passed to the environment besides, where the agent is measured."""
 
     def given(self) -> dict[str, Any]:
         score = f"{__name__}:{self.taste}" if self.taste else ""
@@ -78,12 +80,14 @@ def upright(clip: ScoredClip) -> np.ndarray:
 
 
 def backflip(clip: ScoredClip) -> float:
-    """Hopper: how fast its torso turns backwards times how high it is, and a little for being upright.
+    """Hopper: how far its torso turns backwards, for each second, times how high it is, and a little for standing.
 
-    Standing must be worth little, else an agent that stands never tries (docs/benchmarks.md).
+    Standing must be worth little, else an agent that stands never tries. And it is how far a clip came that counts: of
+    each step's speed times its height rocking is worth much, backwards high up and forwards low (docs/benchmarks.md).
     """
-    height, turning = clip.observations[:, 0], -clip.observations[:, HOPPER_SPIN]
-    return float((height * turning.clip(-10, 10) + 0.5 * upright(clip))[live(clip)].mean())
+    angle, height = clip.observations[:, HOPPER_ANGLE], clip.observations[:, 0]
+    turned = (angle[0] - angle[-1]) / len(angle) * HOPPER_SECOND
+    return float(turned * height.mean() + 0.5 * upright(clip).mean())
 
 
 def climbed(clip: ScoredClip) -> float:
@@ -158,7 +162,9 @@ TASKS = {
     "backflip": Task(
         "Hopper-v5", rounds=10, taste="backflip", measure="flips", at_least=0.8,
         settings={"pairs_per_round": 45, "clip_seconds": 0.8, "initial_std": 1.0, "soften_policy": 0.3,
-                  "env_kwargs": {"terminate_when_unhealthy": False, "max_episode_steps": 400}},
+                  "reward_quadratic": True,
+                  "env_kwargs": {"terminate_when_unhealthy": False, "max_episode_steps": 200}},
+        measured_in={"max_episode_steps": 400},
     ),
     "dot": Task("rlhf_gym/Dot-v0", rounds=5, at_least=41.6, settings={"pairs_per_round": 10}),
     "pong": Task("ALE/Pong-v5", rounds=25, at_least=18),
