@@ -28,7 +28,10 @@ POTENTIAL = (  # what it adds to r; s stands for potential.spread
     "1 numbers: a (v(beside) - v(o)) of a step that led to beside (o itself, where the episode ended by it); after an "
     "end b v(beside) + c, with beside what was seen just before"
 )
-PRODUCTS = "(x, x_1 x_1, x_1 x_2, ... x_1 x_D, x_2 x_2, x_2 x_3, ... x_D x_D), x the inputs and the action"
+PRODUCTS = (
+    "(x, x_1 x_1, x_1 x_2, ... x_1 x_D, x_2 x_2, x_2 x_3, ... x_D x_D), x the inputs and the action, without products "
+    "of two discrete actions"
+)
 EXAMPLES = 3  # rows of the input that graphs are recorded with: any number but 1, which torch takes for fixed
 
 

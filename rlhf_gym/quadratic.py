@@ -2,8 +2,8 @@
 
 A network of tanh units says of states beyond those labeled whatever its weights come to; it may like them least of all,
 and then an agent never goes there. A quadratic function (`--reward-quadratic`) goes on as it began: who turns and rises
-is liked more for turning faster, and for doing so higher up. It is linear in its weights, so there is one best fit,
-found in about a second. It knows no more, though: nothing that hangs on three numbers at once, no step, no corner.
+is liked more for turning faster, and for doing so higher up. It is linear in its weights, so that a good fit can be
+found at once. It knows no more, though: nothing that hangs on three numbers at once, no step, no corner.
 docs/benchmarks.md has what it is worth.
 """
 
@@ -15,34 +15,35 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from rlhf_gym.config import UserError
-
 if TYPE_CHECKING:
     from rlhf_gym.labels import Labels
     from rlhf_gym.train import RewardModel
 
-MOST_NUMBERS = 128  # what 128 numbers are multiplied to is 8,384 weights a member
-PENALTY = 3.0  # on the square of each weight, where what it weighs has a spread of one over the pairs' differences
-LEAST_SPREAD = 0.01  # what differs less from clip to clip is taken to differ so much, not blown up
+PENALTY = 3.0  # on the square of each weight, where what it weighs differs by one between a pair's clips (RMS)
+LEAST_SPREAD = 0.01  # what differs less between clips is taken to differ so much, not blown up
 ROWS = 8192  # steps looked at together
 
 
 class Products(nn.Module):
-    """x (K, B, D) -> the same, and each product x_i x_j with i <= j, (K, B, D + D (D + 1) / 2)."""
+    """x (K, B, D) -> the same, and each product x_i x_j with i <= j, (K, B, outputs).
 
-    def __init__(self, numbers: int) -> None:
+    Discrete actions, the last numbers, are not multiplied by each other: one of them is 1 and the others are 0.
+    """
+
+    def __init__(self, numbers: int, discrete: int) -> None:
         super().__init__()
-        if numbers > MOST_NUMBERS:
-            raise UserError(
-                f"--reward-quadratic multiplies each two numbers of what the reward model sees, and {numbers} are too "
-                f"many for that ({MOST_NUMBERS} at most): leave it out."
-            )
-        self.outputs = numbers + numbers * (numbers + 1) // 2
+        self.sizes = numbers - discrete, numbers
+        self.outputs = numbers + torch.triu_indices(*self.sizes).shape[1]
 
     def forward(self, x: Tensor) -> Tensor:
         one = x[0]  # all members see the same
-        i, j = torch.triu_indices(one.shape[1], one.shape[1], device=one.device)
+        i, j = torch.triu_indices(*self.sizes, device=one.device)
         return torch.cat([one, one[:, i] * one[:, j]], 1).expand(len(x), -1, -1)
+
+
+def weigh(x: Tensor, weights: Tensor) -> Tensor:
+    """x (K, B, F), alike for all members, and their weights (K, F, 1) -> sums (K, B, 1)."""
+    return (weights.squeeze(-1) @ x[0].T).unsqueeze(-1)
 
 
 @torch.no_grad()
@@ -72,7 +73,7 @@ def fit(
     device = model.trust.device
     told = tells(model.to("cpu"), labels, end_speed) * per_clip
     apart = (told[labels.left] - told[labels.right]).double()
-    spread = apart.std(0, unbiased=False).clamp_min(LEAST_SPREAD)
+    spread = apart.square().mean(0).sqrt().clamp_min(LEAST_SPREAD)  # whichever side a clip was shown on
     apart = apart / spread
     weights = torch.zeros(model.members, apart.shape[1], dtype=torch.float64, requires_grad=True)
     search = torch.optim.LBFGS([weights], max_iter=100, line_search_fn="strong_wolfe")

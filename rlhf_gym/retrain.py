@@ -21,7 +21,7 @@ import numpy as np
 import torch
 import tyro
 
-from rlhf_gym import arguments, checkpoints, cli, envs, running, trust, whatif
+from rlhf_gym import arguments, checkpoints, cli, envs, running, spec, trust, whatif
 from rlhf_gym.checkpoints import Snapshot
 from rlhf_gym.config import Config, Settings, UserError, resolve, validate, validate_each
 from rlhf_gym.evaluate import evaluate
@@ -178,6 +178,7 @@ def retrain(command: Train, args: list[str], team: Team | None = None) -> None:
     config = validate(dataclasses.replace(session.config, **given))
     info = envs.describe(config)
     running.check_environment(session, config, info)
+    spec.require_few_numbers(config, info)
     device = checkpoints.pick_device(config, info)
     team.check(config, device)
     agent = checkpoints.new_agent(info, config, device)

@@ -167,8 +167,9 @@ def open_session(data_dir: Path, name: str) -> Session:
 
 def check(config: Config, info: EnvInfo, team: Team | None) -> None:
     """What can go wrong before a round's work: the score function, devices, processes, tracking, rendering."""
-    from rlhf_gym import envs, labelers, track
+    from rlhf_gym import envs, labelers, spec, track
 
+    spec.require_few_numbers(config, info)
     if config.device in ("cuda", "mps") or team is not None:
         from rlhf_gym.checkpoints import pick_device  # torch
 

@@ -20,9 +20,10 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from rlhf_gym.config import UserError
+from rlhf_gym.config import Config, UserError
 
 DOT_ID = "rlhf_gym/Dot-v0"
+MOST_NUMBERS = 128  # that are multiplied by each other: 8,384 weights a member
 
 
 @dataclass(frozen=True)
@@ -125,3 +126,15 @@ def raised(error: BaseException) -> str:
     """As `said`, and where in the code that is not ours it came from."""
     frames = traceback.extract_tb(error.__traceback__)
     return f"{said(error)} ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else said(error)
+
+
+def require_few_numbers(config: Config, info: EnvInfo) -> None:
+    """Raises UserError where `--reward-quadratic` would have too much to multiply."""
+    numbers = int(np.prod(info.obs_shape))
+    if config.reward_sees_action:
+        numbers += info.num_actions or int(np.prod(info.action_shape))
+    if config.reward_quadratic and not info.image and numbers > MOST_NUMBERS:
+        raise UserError(
+            f"--reward-quadratic multiplies each two numbers that the reward model sees, and {numbers} of "
+            f"{config.env_id} are too many for that ({MOST_NUMBERS} at most): leave it out."
+        )

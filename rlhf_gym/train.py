@@ -185,7 +185,8 @@ class RewardModel(nn.Module):
         self.register_buffer("obs_mean", torch.zeros(shape))
         self.register_buffer("obs_std", torch.ones(shape))
         told, hidden = inputs + actions * self.sees_action, [64] if info.image else [config.reward_hidden] * 2
-        self.products = quadratic.Products(told) if config.reward_quadratic and not info.image else None
+        discrete = (info.num_actions or 0) * self.sees_action
+        self.products = quadratic.Products(told, discrete) if config.reward_quadratic and not info.image else None
         sizes = [told, *hidden, 1] if self.products is None else [self.products.outputs, 1]
         self.weights = nn.ParameterList(
             torch.randn(k, a, b) * math.sqrt((2 if b > 1 else 0.1) / a) for a, b in pairwise(sizes)
@@ -228,7 +229,7 @@ class RewardModel(nn.Module):
         """
         x = self.sees(obs, actions, ended)
         for i, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            x = torch.baddbmm(bias, x, weight)
+            x = torch.baddbmm(bias, x, weight) if self.products is None else bias + quadratic.weigh(x, weight)
             if i < len(self.weights) - 1:
                 x = torch.tanh(x)  # bounded: a state never labeled gets no wild reward (docs/benchmarks.md)
         r, constant = x.squeeze(-1), self.biases[-1].squeeze(-1)  # which no label speaks of, so an end has all of it
@@ -347,9 +348,11 @@ def train_reward(
         if model.potential is not None:  # first, and for good: what it does not explain is left to the networks
             model.potential.fit(labels, loss, REFERENCE_STEPS)
     known = 0 * weight if model.potential is None else model.potential.logits(labels, REFERENCE_STEPS).to(device)
-    if model.products is not None:  # one layer, whose best weights can be found at once
+    if model.products is not None:  # one layer, whose weights can be found at once
         quadratic.fit(model, labels, loss, REFERENCE_STEPS, END_SPEED)
         steps = begin
+        if report is not None:
+            report(1, 1, {})
     model.train()
     for step in range(begin, steps):
         if len(order) < batch:

@@ -109,7 +109,7 @@ DICT = spaces.Dict(a=BOX, b=BOX)
 for name, entry, space in (
     ("Dict-v0", Odd, DICT), ("Text-v0", Odd, spaces.Text(5)), ("Blind-v0", Blind, BOX),
     ("Strange-v0", Strange, BOX), ("Broken-v0", Broken, BOX),
-    ("Brittle-v0", Brittle, BOX),
+    ("Brittle-v0", Brittle, BOX), ("Wide-v0", Odd, spaces.Box(-1, 1, (200,), np.float32)),
 ):
     gymnasium.register(name, entry_point=entry, max_episode_steps=10, kwargs={"space": space})
 """
@@ -157,6 +157,9 @@ HUMAN = ("--no-browser",)
         (["CartPole-v1", *HUMAN, "--port", "99999"], ["--port 99999 is out of range"]),
         (["CartPole-v1", *HUMAN, "--host", "not an address"], ["--host"]),
         (["CartPole-v1", *SYNTHETIC, "--goal", "x" * 501], ["--goal has 501 characters"]),
+        # settings that ask too much, or that do not go together
+        (["odd:Wide-v0", *SYNTHETIC, "--reward-quadratic"], [r"20\d of odd:Wide-v0 are too many .*\(128 at most\)"]),
+        (["LunarLander-v3", *SYNTHETIC, "--reward-quadratic"], ["do not go together: add --no-reward-potential"]),
         # the session's name
         (["CartPole-v1", *SYNTHETIC, "--session", "../x"], ["Session name '../x' is not allowed"]),
         (["CartPole-v1", *SYNTHETIC, "--session", "/tmp/x"], ["is not allowed"]),

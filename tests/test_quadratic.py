@@ -39,9 +39,10 @@ def labels_of(count: int) -> Labels:
 
 def test_products_of_each_two_numbers() -> None:
     x = torch.tensor([[[2.0, 3.0, 5.0]]]).expand(4, -1, -1)
-    products = quadratic.Products(3)
+    products = quadratic.Products(3, 0)
     assert products(x).shape == (4, 1, products.outputs)
     assert products(x)[3].tolist() == [[2, 3, 5, 4, 6, 10, 9, 15, 25]]
+    assert quadratic.Products(3, 2)(x)[3].tolist() == [[2, 3, 5, 4, 6, 10]]  # 3 and 5 tell which action it was
 
 
 def test_it_goes_on_beyond_what_was_labeled_where_networks_level_off() -> None:
@@ -91,7 +92,4 @@ def test_what_it_refuses_and_what_it_leaves_alone() -> None:
         validate(replace(CONFIG, reward_potential=True))
     with pytest.raises(UserError, match="--no-reward-potential"):
         resolve({"env_id": "LunarLander-v3", "reward_quadratic": True}, "box2d")
-    wide = replace(VECTOR, obs_shape=(200,))
-    with pytest.raises(UserError, match=r"202 are too many for that \(128 at most\)"):
-        RewardModel(wide, CONFIG)
     assert RewardModel(IMAGE, CONFIG).products is None

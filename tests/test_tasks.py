@@ -55,10 +55,11 @@ def test_a_backflip_is_a_whole_turn_backwards_landed_and_gone_on() -> None:
     assert tasks.flips(clip(hopping(once, height=0.3))) == 0  # rolled over the ground
     forth_and_back = np.concatenate([np.linspace(0, turn, 100), np.linspace(turn, 0, 100), np.zeros(200)])
     assert tasks.flips(clip(hopping(forth_and_back))) == 1
-    standing, turning = hopping(np.zeros(4)), hopping(np.zeros(4), spin=-5)
-    lying, forwards = hopping(np.zeros(4), height=0.2, spin=-5), hopping(np.zeros(4), spin=5)
-    scores = [tasks.backflip(clip(x)) for x in (turning, standing, lying, forwards)]
-    assert scores == pytest.approx([6.5, 0.5, 1.0, -5.5])
+    turned = -5 * np.arange(4) / 125  # by 5 rad/s
+    standing, turning, forwards = hopping(np.zeros(4)), hopping(turned), hopping(-turned)
+    lying, rocking = hopping(turned, height=0.2), hopping(np.array([0, 0.3, 0.3, 0]))
+    scores = [tasks.backflip(clip(x)) for x in (turning, standing, lying, forwards, rocking)]
+    assert scores == pytest.approx([6.5, 0.5, 1.0, -5.5, 0.5])
 
 
 def test_the_hoppers_second_is_one_and_backwards_is_negative() -> None:

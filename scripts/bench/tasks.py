@@ -86,7 +86,7 @@ def backflip(clip: ScoredClip) -> float:
     each step's speed times its height rocking is worth much, backwards high up and forwards low (docs/benchmarks.md).
     """
     angle, height = clip.observations[:, HOPPER_ANGLE], clip.observations[:, 0]
-    turned = (angle[0] - angle[-1]) / len(angle) * HOPPER_SECOND
+    turned = (angle[0] - angle[-1]) / (len(angle) - 1) * HOPPER_SECOND
     return float(turned * height.mean() + 0.5 * upright(clip).mean())
 
 
