@@ -155,8 +155,8 @@ class RewardModel(nn.Module):
     what that frame, which the person sees held, gives on all actions alike, plus a learned number. With
     `reward_potential` a step also gives what a potential of observations gained by it, and an end what that says of it.
 
-    Vectors go through K two-layer MLPs (batched matrix products); images through K of Christiano's convolutional
-    networks (2017, A.2; grouped convolutions, no batch norm) first.
+    Vectors go through K two-layer MLPs (batched matrix products), or with `reward_quadratic` one layer on their
+    products; images through K of Christiano's convolutional networks (2017, A.2; grouped, no batch norm) first.
     """
 
     obs_mean: Tensor  # the reward model's own input statistics, fixed by train_reward
