@@ -24,8 +24,8 @@ def spinning(obs: np.ndarray) -> np.ndarray:
     return obs[..., 0] * (2 + obs[..., 1])
 
 
-def labels_of(count: int) -> Labels:
-    """Of clips with small numbers."""
+def labels_of(count: int, better_left: bool = False) -> Labels:
+    """Of clips with small numbers; the better one on a random side, or always on the left."""
     rng, segments = np.random.default_rng(4), {}
     for i in range(2 * count):
         obs = rng.normal(size=4) + 0.3 * rng.normal(size=(20, 4))
@@ -34,6 +34,12 @@ def labels_of(count: int) -> Labels:
     pairs = [
         pair(n + 1, 2 * n, 2 * n + 1, "left" if worth[2 * n] > worth[2 * n + 1] else "right") for n in range(count)
     ]
+    if better_left:
+        turned = {"left_clip": "right_clip", "right_clip": "left_clip"}
+        pairs = [
+            p if p.choice == "left" else replace(p, choice="left", **{k: getattr(p, v) for k, v in turned.items()})
+            for p in pairs
+        ]
     return Labels(pairs, segments, lambda a: a, seed=1, members=2)
 
 
@@ -75,6 +81,16 @@ def test_what_is_fitted_is_what_clips_are_worth(info, ends_alike) -> None:
     actions = torch.zeros(1, dtype=torch.int64) if info.num_actions else torch.zeros(1, 1)
     ended = torch.ones(1, dtype=torch.bool)
     assert model.reward(held, actions, ended) < model.reward(held, actions) - 0.02  # an end is disliked
+
+
+def test_it_does_not_matter_on_which_side_a_clip_was_shown() -> None:
+    found = []
+    for better_left in (False, True):
+        model, labels = RewardModel(VECTOR, CONFIG), labels_of(10, better_left)
+        assert bool((labels.target > 0.5).all()) == better_left
+        train.train_reward(model, labels, CONFIG, CPU)
+        found.append(model.weights[0].detach().clone())
+    torch.testing.assert_close(*found, atol=1e-4, rtol=1e-2)
 
 
 def test_it_is_found_at_once_and_the_same_again() -> None:
